@@ -118,7 +118,7 @@ CHANGES = {
 
 
 # After these, torch does not tell its precision any more; that these can't be undone then has a test of its own.
-MIXING = ("the new settings of TF32", "the parent of cuda")
+MIXING = ("the new settings of TF32", "the parent of cuda", "mkldnn")
 PRECISION_OF_PRODUCTS = ("everything by us", "medium", "tf32 off", "the old settings of TF32")
 PAIRS = [
     (first, second)
