@@ -1,0 +1,5 @@
+"""Loading data as a function of position: any number of workers, exact resume, one sample drawn again alone."""
+
+from repro_callbacks.loading.loader import KeyedLoader, Start, keyed, worker_init_fn
+
+__all__ = ["KeyedLoader", "Start", "keyed", "worker_init_fn"]

@@ -1,0 +1,144 @@
+"""The order of an epoch: a function of its key, whatever sampler makes it, with the user's sampler left as it was."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from repro_callbacks import generators, keys
+from repro_callbacks.loading.holders import Holders
+
+Drawn = tuple[Any, int]
+"""An index, and how often it has come up before in this pass."""
+
+_SEEDED_BY_GENERATOR = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+def batches(loader: DataLoader[Any], key: bytes, start: int = 0) -> Iterator[tuple[Any, list[int]]]:
+    """Yield the indices of each batch, and their occurrences, from batch ``start`` on; no sample is loaded.
+
+    Args:
+        loader: The user's loader.
+        key: The key of this pass's order; the same on every rank.
+        start: How many batches to pass over.
+    """
+    excluded = [loader.dataset]
+    batch_sampler: Any = loader.batch_sampler
+    if batch_sampler is None:  # batch_size=None: one index at a time
+        for index, occurrence in itertools.islice(_drawn(loader.sampler, key, excluded), start, None):
+            yield index, [occurrence]
+    elif type(batch_sampler) is BatchSampler:
+        drawn = _drawn(batch_sampler.sampler, key, excluded)
+        again = copy.copy(batch_sampler)
+        again.sampler = itertools.islice(drawn, start * batch_sampler.batch_size, None)  # type: ignore[assignment]
+        for batch in again:
+            yield [index for index, _ in batch], [occurrence for _, occurrence in batch]  # type: ignore[misc]
+    else:
+        count = _counter()
+        for number, indices in enumerate(isolated(batch_sampler, key, excluded)):
+            occurrences = [count(index) for index in indices]
+            if number >= start:
+                yield indices, occurrences
+
+
+def _drawn(sampler: Any, key: bytes, excluded: list[Any]) -> Iterator[Drawn]:
+    kind = type(sampler)
+    if kind is SequentialSampler:
+        return zip(sampler, itertools.repeat(0))
+    if kind is RandomSampler and not sampler.replacement and sampler.num_samples <= len(sampler.data_source):
+        return zip(_keyed_copy(sampler, key), itertools.repeat(0))
+    if kind in _SEEDED_BY_GENERATOR:
+        return _counted(_keyed_copy(sampler, key))
+    wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)
+    if isinstance(sampler, DistributedSampler) and isinstance(wrapped, Sampler):
+        return _distributed(sampler, wrapped, key, excluded)
+    if kind is DistributedSampler:
+        return _counted(_keyed_copy(sampler, key))
+    return _counted(isolated(sampler, key, excluded))
+
+
+def _keyed_copy(sampler: Any, key: bytes) -> Any:
+    """Return the sampler with another seed, leaving the user's own as it is.
+
+    A ``RandomSampler`` and a ``DistributedSampler`` draw the same permutation from the same key, of which each rank
+    of the latter takes its share. So the order of samples is the same for any number of ranks.
+    """
+    again = copy.copy(sampler)
+    seed = keys.words64(key)[0]
+    if isinstance(again, DistributedSampler):
+        again.seed, again.epoch = seed, 0
+    else:
+        again.generator = torch.Generator()
+        again.generator.manual_seed(seed)
+    return again
+
+
+def _distributed(
+    sampler: DistributedSampler[Any], wrapped: Sampler[Any], key: bytes, excluded: list[Any]
+) -> Iterator[Drawn]:
+    """Deal out the order of another sampler to the ranks, as Lightning's ``DistributedSamplerWrapper`` does.
+
+    It is not shuffled once more, and an index is counted over all ranks, so that the samples do not depend on how many there are.
+    """
+    order = list(_drawn(wrapped, key, excluded))
+    positions = copy.copy(sampler)
+    positions.dataset = range(len(order))  # type: ignore[assignment]
+    positions.shuffle = False
+    return (order[position] for position in DistributedSampler.__iter__(positions))
+
+
+def _counter() -> Any:
+    seen: defaultdict[Any, int] = defaultdict(int)
+
+    def count(index: Any) -> int:
+        name = tuple(index) if isinstance(index, list) else index
+        seen[name] += 1
+        return seen[name] - 1
+
+    return count
+
+
+def _counted(indices: Iterable[Any]) -> Iterator[Drawn]:
+    count = _counter()
+    return ((index, count(index)) for index in indices)
+
+
+def isolated(sampler: Iterable[Any], key: bytes, excluded: Iterable[object] = ()) -> Iterator[Any]:
+    """Iterate a sampler of unknown make: whatever it draws from is keyed, and kept apart from everybody else's draws.
+
+    It may draw at any of its steps from a generator of its own or a process-wide one. These are put back to where they
+    were after each step, and so is what it holds once the iteration ends.
+    """
+    holders = Holders([sampler], excluded)
+    iterator: Iterator[Any] | None = None
+    inside: Any = None
+    with holders:
+        holders.key(key)
+        while True:
+            with generators.isolate():
+                if iterator is None:
+                    generators.key_all(key)
+                    iterator = iter(sampler)
+                else:
+                    generators.restore(inside)
+                try:
+                    index = next(iterator)
+                except StopIteration:
+                    return
+                inside = generators.snapshot()
+            yield index
