@@ -6,6 +6,7 @@ training that is otherwise the same, and why.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final, TypeAlias
@@ -13,6 +14,10 @@ from typing import Final, TypeAlias
 from repro_callbacks.record.environment import ENVIRONMENT_VARIABLES
 
 Scalar: TypeAlias = "str | int | float | bool | None"
+
+NOT_SET: Final = "not set"
+NOT_RECORDED: Final = "not recorded"
+"""The value of a field that a record doesn't have, since it is of another version of this library."""
 
 
 @dataclass(frozen=True)
@@ -23,30 +28,30 @@ class Rule:
         label: What to call the field; ``{}`` stands for the last part of its name.
         can_change_bits: Whether a difference can change bits.
         reason: Why, or why not.
-        absent: What to say of a value that is None or isn't there.
+        absent: What to say of a value that is None.
     """
 
     label: str
     can_change_bits: bool
     reason: str
-    absent: str = "not recorded"
+    absent: str = "None"
 
 
 RULES: Final[dict[str, Rule]] = {
-    "seed": Rule("the seed", True, "every random number follows from it", "not set"),
-    "seeds/*": Rule("the seed for {}", True, "the random numbers of this purpose follow from it", "not set"),
-    "initial_weights": Rule("the digest of the initial weights", True, "the training started from other weights"),
+    "seed": Rule("the seed", True, "every random number follows from it", NOT_SET),
+    "seeds/*": Rule("the seed for {}", True, "the random numbers of this purpose follow from it", NOT_SET),
+    "initial_weights": Rule(
+        "the digest of the initial weights", True, "the training started from other weights", "not known"
+    ),
     "flags/num_threads": Rule(
         "torch's number of threads inside an operator", True, "a sum over more threads is added up in another order"
     ),
     "flags/num_interop_threads": Rule(
         "torch's number of threads between operators", False, "they run whole operators, whose bits don't change"
     ),
-    "flags/CUBLAS_WORKSPACE_CONFIG": Rule("{}", True, "without :4096:8 or :16:8 cuBLAS is not repeatable", "not set"),
-    "flags/PYTHONHASHSEED": Rule("{}", True, "it decides in which order sets of strings are walked", "not set"),
-    "flags/PYTHONHASHSEED_in_force": Rule(
-        "whether PYTHONHASHSEED is in force", True, "else sets of strings are walked in another order each time"
-    ),
+    "flags/CUBLAS_WORKSPACE_CONFIG": Rule("{}", True, "without :4096:8 or :16:8 cuBLAS is not repeatable", NOT_SET),
+    "flags/PYTHONHASHSEED": Rule("{}", True, "it decides in which order sets of strings are walked", NOT_SET),
+    "flags/PYTHONHASHSEED_in_force": Rule("{}", True, "else sets of strings are walked in another order each time"),
     "flags/*": Rule("{}", True, "a switch of torch or Python that chooses what is computed, or how"),
     "versions/python": Rule("Python", True, "the methods of random may change between versions, and so may set order"),
     "versions/torch": Rule("torch", True, "bits are not promised between releases, nor between builds"),
@@ -72,14 +77,13 @@ RULES: Final[dict[str, Rule]] = {
     "hardware/numpy_simd": Rule("the CPU features that NumPy uses", True, "they choose NumPy's kernels"),
     "hardware/accelerators": Rule("the accelerator", True, "each model has kernels of its own", "none"),
     "hardware/accelerator_count": Rule("the number of accelerators", False, "how many a run uses is its own choice"),
-    **{f"environment/{name}": Rule(name, True, reason, "not set") for name, reason in ENVIRONMENT_VARIABLES.items()},
+    **{f"environment/{name}": Rule(name, True, reason, NOT_SET) for name, reason in ENVIRONMENT_VARIABLES.items()},
     "code/commit": Rule("the git commit", True, "the code may compute something else", "none"),
-    "code/dirty": Rule(
-        "whether the code differs from its commit", True, "the code may compute something else", "not known"
-    ),
+    "code/dirty": Rule("the dirty state of the code", True, "the code may compute something else", "not known"),
     "code/changes": Rule("the digest of the uncommitted changes", True, "the code may compute something else", "none"),
     "code/repository": Rule("the name of the repository's folder", False, "a folder's name computes nothing", "none"),
     "command": Rule("the command line", True, "its options may ask for another training"),
+    "schema": Rule("the version of the record's layout", False, "it tells of the record, not of the run"),
     "extra/num_workers": Rule("num_workers", False, "keyed loading gives the same samples for any number of workers"),
     "extra/*": Rule("{}", True, "nothing is known of it, so it can't be ruled out"),
     "*": Rule("{}", True, "nothing is known of it, so it can't be ruled out"),
@@ -106,7 +110,7 @@ class Difference:
     Attributes:
         field: Its name, as in :meth:`RunRecord.flat`: ``"versions/torch"``.
         ours: Its value here.
-        theirs: Its value there; None where it isn't there.
+        theirs: Its value there. Either may be :data:`NOT_RECORDED`.
 
     Example:
         >>> print(Difference("versions/torch", "2.13.0", "2.12.0"))
@@ -161,27 +165,29 @@ class Differences(list[Difference]):
         return "\n".join(f"{difference} ({difference.reason})" for difference in ordered)
 
 
-def compare(ours: dict[str, Scalar], theirs: dict[str, Scalar]) -> Differences:
-    """Return where two flat records differ. A field that is None in one and missing in the other doesn't differ.
+def compare(ours: Mapping[str, Scalar], theirs: Mapping[str, Scalar]) -> Differences:
+    """Return where two flat records differ. A field that is None in one and isn't recorded in the other doesn't.
 
-    The schema is left out: it tells of the record, not of the run.
+    Example:
+        >>> print(compare({"versions/itk": "5.4.0", "schema": 1}, {"schema": 1})[0])
+        itk is 5.4.0 here and not recorded there: can change bits
     """
-    fields = dict.fromkeys([*ours, *theirs])
-    fields.pop("schema", None)
-    return Differences(
-        Difference(field, ours.get(field), theirs.get(field))
-        for field in fields
-        if _differ(ours.get(field), theirs.get(field))
-    )
+    found = Differences()
+    for field in dict.fromkeys([*ours, *theirs]):
+        here, there = _value(ours, field), _value(theirs, field)
+        nothing = {here, there} <= {None, NOT_RECORDED}
+        # Not ==: True equals 1, and nan equals nothing.
+        if not nothing and (type(here), repr(here)) != (type(there), repr(there)):
+            found.append(Difference(field, here, there))
+    return found
 
 
-def _differ(ours: Scalar, theirs: Scalar) -> bool:
-    return type(ours) is not type(theirs) or ours != theirs
+def _value(flat: Mapping[str, Scalar], field: str) -> Scalar:
+    """Return a field's value. A variable that isn't set has no field; another field that is missing isn't recorded."""
+    return flat.get(field, None if rule_of(field).absent == NOT_SET else NOT_RECORDED)
 
 
 def _say(value: Scalar, absent: str) -> str:
-    if value is None:
-        return absent
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value) or "empty"
+    if value is None or value == NOT_RECORDED:
+        return absent if value is None else NOT_RECORDED
+    return repr(value) if isinstance(value, str) and len(value.split()) != 1 else str(value)

@@ -133,8 +133,8 @@ def accelerators() -> tuple[list[str], int]:
     A CUDA device that has not started can't be asked for its name; the driver's files are read instead, which list
     every card of the machine. Without those files its name is "CUDA device, not started".
     """
-    if torch.cuda.is_available():
-        count = torch.cuda.device_count()
+    count = torch.cuda.device_count()  # not is_available(): it forbids CUDA to processes that are forked later
+    if count:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return sorted({torch.cuda.get_device_name(index) for index in range(count)}), count
         files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))

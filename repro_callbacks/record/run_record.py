@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 import os
 import shlex
 import sys
@@ -13,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from repro_callbacks import flags, keys
 from repro_callbacks.record import environment, repository
@@ -197,12 +198,9 @@ def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Scal
 
 def _scalar(value: object, name: str) -> Scalar:
     """Return a scalar as Python's own type, NumPy's numbers too."""
-    if value is None or isinstance(value, str | bool):
-        return value if value is None or isinstance(value, bool) else str(value)
-    if hasattr(value, "__index__"):
-        return operator.index(value)
-    if isinstance(value, float):
-        return float(value)
+    plain = value.item() if isinstance(value, np.generic) else value
+    if plain is None or type(plain) in (bool, int, float, str):
+        return plain  # type: ignore[return-value]
     raise TypeError(f"{name} must be a string, a number, a bool or None, not {value!r} of type {type(value).__name__}")
 
 
