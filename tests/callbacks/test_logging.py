@@ -1,0 +1,442 @@
+import importlib
+import json
+import os
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from repro_callbacks import RunRecord
+from repro_callbacks.callbacks import logging as room
+from repro_callbacks.callbacks.base import Callback, namespace_of
+
+NAMESPACES = ("lightning.pytorch", "pytorch_lightning")
+RECORD = RunRecord(
+    seed=3407,
+    seeds={"order": 1},
+    initial_weights="abc",
+    flags={"cudnn_benchmark": False, "note": "a|b"},
+    versions={"torch": "2.13.0", "cuda": None},
+    command=["python", "train.py"],
+)
+
+
+@pytest.fixture(params=NAMESPACES)
+def pl(request):
+    return importlib.import_module(request.param)
+
+
+class Logging(Callback):
+    """Calls the room as ``Determinism`` does."""
+
+    def __init__(self, record: RunRecord = RECORD) -> None:
+        self.record, self.waiting = record, []
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.waiting = room.log_record(trainer, self.record, pl_module)
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        room.log_waiting(self.waiting, self.record)
+        self.waiting = []
+
+
+def make_module(pl, *, save: bool = True, logger: bool = True, by_hand: str | None = None):
+    class Module(pl.LightningModule):
+        def __init__(self, lr: float = 0.125, width: int = 3, record: int = 5) -> None:
+            super().__init__()
+            if save:
+                self.save_hyperparameters(logger=logger)
+            self.layer = torch.nn.Linear(2, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def log_by_hand(self, hook: str) -> None:
+            if by_hand == hook:
+                self.logger.log_hyperparams({"by_hand": 1})
+
+        def on_fit_start(self):
+            self.log_by_hand("on_fit_start")
+
+        def on_train_start(self):
+            self.log_by_hand("on_train_start")
+
+    return Module()
+
+
+def make_datamodule(pl):
+    class Data(pl.LightningDataModule):
+        def __init__(self, patch: int = 96) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+        def train_dataloader(self):
+            return DataLoader(torch.zeros(4, 2))
+
+    return Data()
+
+
+def fit(pl, folder, logger, callbacks=None, module=None, **options):
+    trainer = pl.Trainer(
+        default_root_dir=folder,
+        logger=logger,
+        max_epochs=2,
+        callbacks=[Logging()] if callbacks is None else callbacks,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,
+    )
+    module = make_module(pl) if module is None else module
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*run record.*")
+        trainer.fit(module, datamodule=make_datamodule(pl))
+    return trainer
+
+
+def hparams_tab(log_dir: str) -> dict[str, Any]:
+    """What TensorBoard's HParams tab shows: the first session of the run, as its own reader keeps it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(log_dir).Reload()
+    content = events.summary_metadata.get("_hparams_/session_start_info")
+    if content is None:
+        return {}
+    start = HParamsPluginData.FromString(content.plugin_data.content).session_start_info
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+
+
+def text_tab(log_dir: str) -> str:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (event,) = EventAccumulator(log_dir).Reload().Tensors("repro/run_record/text_summary")
+    return event.tensor_proto.string_val[0].decode()
+
+
+USERS = {"lr": 0.125, "width": 3, "record": 5, "patch": 96}
+OURS = {"repro/seed": 3407, "repro/seeds/order": 1, "repro/initial_weights": "abc", "repro/versions/torch": "2.13.0"}
+
+
+def test_tensorboard_shows_the_users_values_and_ours_in_one_tab(pl, tmp_path):
+    trainer = fit(pl, tmp_path, pl.loggers.TensorBoardLogger(tmp_path))
+    tab = hparams_tab(trainer.logger.log_dir)
+    assert USERS.items() | OURS.items() <= tab.items()
+    assert tab["repro/flags/cudnn_benchmark"] == 0
+    assert "repro/versions/cuda" not in tab
+    written = yaml.safe_load(Path(trainer.logger.log_dir, "hparams.yaml").read_text())
+    assert USERS.items() | OURS.items() <= written.items()
+    text = text_tab(trainer.logger.log_dir)
+    assert "| repro/versions/torch | 2.13.0 |" in text
+    assert "| repro/flags/note | a&#124;b |" in text
+
+
+def test_two_calls_would_hide_the_users_values_in_tensorboard(tmp_path):
+    """The negative control: ours alone, and Lightning's call after it."""
+    pl = importlib.import_module("lightning.pytorch")
+
+    class Naive(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            trainer.logger.log_hyperparams({"repro/seed": 3407})
+
+    trainer = fit(pl, tmp_path, pl.loggers.TensorBoardLogger(tmp_path), callbacks=[Naive()])
+    assert hparams_tab(trainer.logger.log_dir) == {"repro/seed": 3407}
+
+
+def test_ours_are_in_the_tab_when_the_user_logs_nothing(pl, tmp_path):
+    module = make_module(pl, logger=False)  # save_hyperparameters(logger=False): theirs must not be logged
+    logger = pl.loggers.TensorBoardLogger(tmp_path)
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        logger=logger,
+        max_epochs=2,
+        callbacks=[Logging()],
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(torch.zeros(4, 2)))
+    tab = hparams_tab(logger.log_dir)
+    assert OURS.items() <= tab.items()
+    assert all(name.startswith("repro/") for name in tab)
+    assert OURS.items() <= yaml.safe_load(Path(logger.log_dir, "hparams.yaml").read_text()).items()
+
+
+@pytest.mark.parametrize("hook", ["before", "on_fit_start", "on_train_start"])
+def test_what_the_user_logs_by_hand_stays_in_the_tab(pl, tmp_path, hook):
+    module = make_module(pl, save=False, by_hand=hook)
+    logger = pl.loggers.TensorBoardLogger(tmp_path)
+    if hook == "before":
+        logger.log_hyperparams({"by_hand": 1})
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        logger=logger,
+        max_epochs=1,
+        callbacks=[Logging()],
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(torch.zeros(4, 2)))
+    assert hparams_tab(logger.log_dir) == {"by_hand": 1}
+    assert "| repro/seed | 3407 |" in text_tab(logger.log_dir)
+    assert yaml.safe_load(Path(logger.log_dir, "hparams.yaml").read_text())["repro/seed"] == 3407
+
+
+def test_csv_keeps_all_in_hparams_yaml(pl, tmp_path):
+    trainer = fit(pl, tmp_path, pl.loggers.CSVLogger(tmp_path))
+    written = yaml.safe_load(Path(trainer.logger.log_dir, "hparams.yaml").read_text())
+    assert USERS.items() | OURS.items() <= written.items()
+
+
+def mlflow_logger(pl, tmp_path, **options):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    return pl.loggers.MLFlowLogger("test", tracking_uri=uri, artifact_location=str(tmp_path / "artifacts"), **options)
+
+
+def mlflow_data(tmp_path, run: str):
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_run(run).data
+
+
+@pytest.mark.slow
+def test_mlflow_keeps_params_and_what_a_resume_changes_in_tags(pl, tmp_path):
+    logger = mlflow_logger(pl, tmp_path)
+    fit(pl, tmp_path, logger)
+    first = mlflow_data(tmp_path, logger.run_id)
+    as_text = {name: str(value) for name, value in {**USERS, **OURS}.items()}
+    assert as_text.items() <= first.params.items()
+    assert not [name for name in first.tags if name.startswith("repro/")]
+
+    changed = RunRecord.from_dict({**RECORD.to_dict(), "versions": {"torch": "2.14.0", "numpy": "2.4.6"}})
+    fit(pl, tmp_path, mlflow_logger(pl, tmp_path, run_id=logger.run_id), callbacks=[Logging(changed)])
+    second = mlflow_data(tmp_path, logger.run_id)
+    assert second.params == {**first.params, "repro/versions/numpy": "2.4.6"}
+    assert {name: value for name, value in second.tags.items() if name.startswith("repro/")} == {
+        "repro/versions/torch": "2.14.0"
+    }
+
+
+@pytest.mark.slow
+def test_mlflow_refuses_a_changed_param(tmp_path):
+    """The negative control: why a changed value goes into a tag."""
+    from mlflow.exceptions import MlflowException
+
+    pl = importlib.import_module("lightning.pytorch")
+    logger = mlflow_logger(pl, tmp_path)
+    logger.log_hyperparams({"repro/versions/torch": "2.13.0"})
+    with pytest.raises(MlflowException, match="repro/versions/torch"):
+        mlflow_logger(pl, tmp_path, run_id=logger.run_id).log_hyperparams({"repro/versions/torch": "2.14.0"})
+
+
+@pytest.mark.slow
+def test_mlflow_takes_brackets_long_values_and_many_fields(pl, tmp_path):
+    logger = mlflow_logger(pl, tmp_path)
+    words = ["python", "train.py", "x" * 9000]
+    record = RunRecord(
+        seed=1,
+        command=[*words[:2], "y" * 300],
+        extra={"model[0]": "a", "long": words[2], **{f"n{number}": number for number in range(250)}},
+    )
+    fit(pl, tmp_path, logger, callbacks=[Logging(record)])
+    data = mlflow_data(tmp_path, logger.run_id)
+    assert data.params["repro/extra/model_0_"] == "a"
+    assert data.tags["repro/command"] == "python train.py " + "y" * 300
+    assert data.tags["repro/extra/long"] == "x" * room.MLFLOW_TAG_LENGTH
+    assert sum(name.startswith("repro/extra/n") for name in data.params) == 250
+
+
+@pytest.mark.slow
+def test_wandb_keeps_all_in_its_config_and_takes_changed_values(pl, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    import wandb
+
+    logger = pl.loggers.WandbLogger(project="test", save_dir=str(tmp_path), id="run1")
+    try:
+        fit(pl, tmp_path, logger)
+        changed = RunRecord.from_dict({**RECORD.to_dict(), "versions": {"torch": "2.14.0"}})
+        fit(pl, tmp_path, logger, callbacks=[Logging(changed)])
+    finally:
+        wandb.finish()
+    config = wandb_config(next(tmp_path.glob("wandb/offline-run-*")))
+    assert (USERS.items() | OURS.items()) - {("repro/versions/torch", "2.13.0")} <= config.items()
+    assert config["repro/versions/torch"] == "2.14.0"
+    assert RunRecord.load(tmp_path / "test" / "run1" / "run_record.json") == RECORD
+    assert RunRecord.load(tmp_path / "test" / "run1" / "run_record.1.json") == changed
+
+
+def wandb_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of an offline run out of its .wandb file: W&B's records in LevelDB's log format."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("*.wandb")
+    content, position, record = file.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    config: dict[str, Any] = {}
+    while position < len(content):
+        if (left := 32768 - position % 32768) < 7:  # the end of a block is padded
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            entry, record = wandb_internal_pb2.Record.FromString(record), b""
+            updates = [*entry.config.update, *entry.run.config.update]
+            config.update({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates})
+    return config
+
+
+@pytest.mark.slow
+def test_several_loggers_at_once(pl, tmp_path):
+    loggers = [
+        pl.loggers.CSVLogger(tmp_path / "csv"),
+        pl.loggers.TensorBoardLogger(tmp_path / "tensorboard"),
+        mlflow_logger(pl, tmp_path),
+    ]
+    fit(pl, tmp_path, loggers)
+    assert USERS.items() | OURS.items() <= hparams_tab(loggers[1].log_dir).items()
+    assert OURS.items() <= yaml.safe_load(Path(loggers[0].log_dir, "hparams.yaml").read_text()).items()
+    assert mlflow_data(tmp_path, loggers[2].run_id).params["repro/seed"] == "3407"
+    assert [path.parent for path in tmp_path.rglob("run_record*.json")] == [Path(loggers[0].log_dir)]
+
+
+def test_without_a_logger_the_file_is_in_the_root(pl, tmp_path):
+    fit(pl, tmp_path, logger=False)
+    assert RunRecord.load(tmp_path / "run_record.json") == RECORD
+
+
+def test_fast_dev_run_writes_nothing(pl, tmp_path):
+    fit(pl, tmp_path, pl.loggers.CSVLogger(tmp_path), fast_dev_run=True)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("kind", ["TensorBoardLogger", "CSVLogger"])
+def test_the_file_lies_beside_the_logs(pl, tmp_path, kind):
+    trainer = fit(pl, tmp_path, getattr(pl.loggers, kind)(tmp_path))
+    assert RunRecord.load(Path(trainer.logger.log_dir, "run_record.json")) == RECORD
+
+
+def test_a_resume_into_the_same_folder_loses_no_record(tmp_path):
+    others = [RunRecord(seed=seed) for seed in (1, 2, 2, 1)]
+    paths = [room.write_record(str(tmp_path / "logs"), record) for record in others]
+    assert [os.path.basename(path) for path in paths] == [
+        "run_record.json",
+        "run_record.1.json",
+        "run_record.1.json",  # nothing has changed since the start before
+        "run_record.2.json",
+    ]
+    assert [RunRecord.load(path).seed for path in paths] == [1, 2, 2, 1]
+    assert len(list((tmp_path / "logs").iterdir())) == 3
+
+
+def test_the_file_can_be_written_to_a_remote_folder():
+    import fsspec
+
+    paths = [room.write_record("memory://bucket/logs", RunRecord(seed=seed)) for seed in (1, 2, 2)]
+    filesystem = fsspec.filesystem("memory")
+    assert [json.loads(filesystem.cat_file(path))["seed"] for path in paths] == [1, 2, 2]
+    assert sorted(filesystem.ls("/bucket/logs", detail=False)) == [
+        "/bucket/logs/run_record.1.json",
+        "/bucket/logs/run_record.json",
+    ]
+    filesystem.rm("/bucket", recursive=True)
+
+
+def test_a_logger_that_refuses_is_named_in_one_warning_and_costs_nothing_else(pl, tmp_path):
+    class Refusing(pl.loggers.CSVLogger):
+        def log_hyperparams(self, params=None):
+            if params and any(name.startswith("repro/") for name in params):
+                raise RuntimeError("no such thing")
+
+    class AlsoRefusing(Refusing):
+        pass
+
+    csv = pl.loggers.CSVLogger(tmp_path / "good")
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        logger=[Refusing(tmp_path / "bad"), csv, AlsoRefusing(tmp_path / "worse")],
+        max_epochs=1,
+        callbacks=[Logging()],
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    with pytest.warns(UserWarning, match="run record could not be logged") as caught:
+        trainer.fit(make_module(pl), datamodule=make_datamodule(pl))
+    (said,) = [str(item.message) for item in caught if "run record" in str(item.message)]
+    assert said.startswith(
+        "the run record could not be logged to Refusing (RuntimeError: no such thing) and "
+        "AlsoRefusing (RuntimeError: no such thing); it is kept in "
+    )
+    assert said.endswith("run_record.json")
+    assert RunRecord.load(said.rpartition(" ")[2]) == RECORD
+    assert yaml.safe_load(Path(csv.log_dir, "hparams.yaml").read_text())["repro/seed"] == 3407
+
+
+def test_a_logger_that_keeps_only_its_first_call_still_gets_the_users_values(pl, tmp_path):
+    class First(pl.loggers.CSVLogger):
+        kept = None
+
+        def log_hyperparams(self, params=None):
+            self.kept = self.kept or dict(params)
+
+    trainer = fit(pl, tmp_path, First(tmp_path))
+    assert USERS.items() | OURS.items() <= trainer.logger.kept.items()
+
+
+def test_only_the_first_process_logs(tmp_path):
+    pl = importlib.import_module("lightning.pytorch")
+    trainer = pl.Trainer(default_root_dir=tmp_path, logger=pl.loggers.CSVLogger(tmp_path), accelerator="cpu")
+    trainer.strategy.__class__ = type("Second", (type(trainer.strategy),), {"is_global_zero": False})
+    assert room.log_record(trainer, RECORD, make_module(pl)) == []
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_lightning_still_keeps_whether_hyperparameters_are_logged_where_we_read_it(pl):
+    """A private name: if a new version moves it, this fails."""
+    assert make_module(pl)._log_hyperparams is True
+    assert make_module(pl, logger=False)._log_hyperparams is False
+    assert make_module(pl, save=False)._log_hyperparams is False
+    assert make_datamodule(pl)._log_hyperparams is True
+
+
+def test_the_test_trainers_are_of_both_namespaces(pl, tmp_path):
+    assert namespace_of(fit(pl, tmp_path, logger=False)) is pl
+
+
+def test_a_record_in_a_checkpoint_is_compared(tmp_path):
+    here = RunRecord.capture(seed=1, initial_weights="a")
+    torch.save({"record": room.record_to_state(here)}, tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["record"]
+    assert room.compare_with_checkpoint(here, state) is None
+
+    harmless = {**state, "initial_weights": "b", "command": ["resume"], "system": {**state["system"], "kernel": "1"}}
+    assert room.compare_with_checkpoint(here, harmless) is None
+
+    text = room.compare_with_checkpoint(here, {**harmless, "versions": {**state["versions"], "torch": "2.12.0"}})
+    assert text is not None
+    assert text.splitlines() == [
+        "this run differs from the one that wrote the checkpoint, so it may not continue with the same bits:",
+        f"  torch is {torch.__version__} here and 2.12.0 there: can change bits "
+        "(bits are not promised between releases, nor between builds)",
+    ]
+
+
+def test_a_record_in_a_checkpoint_that_makes_no_sense_is_said():
+    text = room.compare_with_checkpoint(RECORD, {"versions": 3})
+    assert text == (
+        "the record in the checkpoint can't be compared with this run: "
+        "not a run record: it has no field 'schema', only 'versions'"
+    )
