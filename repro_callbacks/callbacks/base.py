@@ -47,4 +47,6 @@ if TYPE_CHECKING:
         log_dict: Any
 
 else:
-    Callback = type("Callback", tuple(namespace.Callback for namespace in installed_namespaces()), {"__module__": __name__})
+    Callback = type(
+        "Callback", tuple(namespace.Callback for namespace in installed_namespaces()), {"__module__": __name__}
+    )

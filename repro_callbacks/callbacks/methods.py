@@ -1,0 +1,83 @@
+"""A key before each of the user's own methods that may draw, so that nothing that ran before it can shift it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+STEP_METHODS = (
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+    "on_train_batch_start",
+    "training_step",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "configure_gradient_clipping",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_train_end",
+    "validation_step",
+    "on_validation_epoch_start",
+    "on_validation_epoch_end",
+    "test_step",
+    "on_test_epoch_start",
+    "on_test_epoch_end",
+    "predict_step",
+)
+SETUP_METHODS = ("setup", "configure_model", "configure_optimizers")
+LOADER_METHODS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
+
+
+class KeyedMethod:
+    """A bound method of the user's, with something done before each call.
+
+    It stands as an attribute of the user's object while a trainer runs, and a pickle or a deep copy of that object has
+    the plain method again.
+    """
+
+    def __init__(self, method: Callable[..., Any], before: Callable[[str], None]) -> None:
+        self._method = method
+        self._before = before
+        functools.update_wrapper(self, method)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._before(self._method.__name__)
+        return self._method(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._method.__self__, self._method.__name__)  # type: ignore[attr-defined]
+
+
+class KeyedMethods:
+    """The methods of a user's object that are keyed now; :meth:`remove` leaves the object as it was."""
+
+    def __init__(self) -> None:
+        self._wrapped: list[tuple[Any, str]] = []
+
+    def add(self, owner: Any, name: str, before: Callable[[str], None]) -> None:
+        """Key a method, unless the object does not override what Lightning gives it."""
+        defined = next((cls for cls in type(owner).__mro__ if name in vars(cls)), None)
+        if name in vars(owner) or defined is None or _is_frameworks(defined):
+            return
+        method = getattr(owner, name)
+        if hasattr(method, "__self__"):
+            object.__setattr__(owner, name, KeyedMethod(method, before))
+            self._wrapped.append((owner, name))
+
+    def remove(self) -> None:
+        """Take all keyed methods off again."""
+        for owner, name in self._wrapped:
+            if isinstance(vars(owner).get(name), KeyedMethod):
+                object.__delattr__(owner, name)
+        self._wrapped = []
+
+
+def _is_frameworks(cls: type) -> bool:
+    return cls.__module__.split(".")[0] in {"lightning", "pytorch_lightning", "torch"}
