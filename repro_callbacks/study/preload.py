@@ -1,0 +1,84 @@
+"""Which modules a training will import, so that they can be imported once, before its runs are forked."""
+
+from __future__ import annotations
+
+import ast
+import dis
+import functools
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
+from typing import Any, Final
+
+from repro_callbacks.study.targets import CommandTarget, Target
+
+HEAVY: Final = ("torch", "lightning.pytorch", "pytorch_lightning", "monai", "ignite", "torchvision", "transformers",
+                "pandas", "scipy.stats", "sklearn")  # fmt: skip
+"""What takes long to import, and is imported for a function if the study's own process has it."""
+
+
+def modules(target: Target) -> list[str]:
+    """Return the modules to import before the first run of a target, in the order in which it names them.
+
+    A module that is missed costs each run its import; one too many costs a second, once. Neither changes bits.
+
+    Example:
+        >>> from repro_callbacks.study.targets import make_targets
+        >>> def fit(seed):
+        ...     import json.decoder
+        >>> "json.decoder" in modules(make_targets(fit)[""])
+        True
+    """
+    if isinstance(target, CommandTarget):
+        found = list(_of_script(target.script, set())) if target.script else []
+        return list(dict.fromkeys(["torch", *found]))
+    loaded = [name for name in HEAVY if name in sys.modules]
+    return list(dict.fromkeys(["torch", *loaded, *_of_function(target.function)]))
+
+
+def _of_function(function: Callable[..., Any]) -> Iterator[str]:
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(function, "__code__", None)
+    return _of_code(code) if code is not None else iter(())
+
+
+def _of_code(code: CodeType) -> Iterator[str]:
+    """Read the imports inside a function from its code; its module's own are done when it is loaded."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _of_code(constant)
+
+
+def _of_script(script: Path, seen: set[Path]) -> Iterator[str]:
+    """Read the installed modules that a script imports, itself or through files beside it, which are not run here."""
+    seen.add(script)
+    try:
+        tree = ast.parse(script.read_bytes())
+    except SyntaxError:
+        return  # the run itself will say so
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module]
+        for name in names:
+            beside = script.parent / f"{name.replace('.', '/')}.py"
+            if beside.is_file():
+                if beside not in seen:
+                    yield from _of_script(beside, seen)
+            elif _is_installed(name.split(".")[0]):
+                yield name
+
+
+def _is_installed(top: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return False
+    origin = spec.origin if spec is not None else None
+    return origin is not None and any(part in ("site-packages", "dist-packages") for part in Path(origin).parts)
