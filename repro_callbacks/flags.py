@@ -135,9 +135,6 @@ def read(env: Mapping[str, str] | None = None) -> dict[str, object]:
         ``PYTHONHASHSEED_in_force`` (whether that value is the one this interpreter was started with) and
         ``hash_randomization``.
 
-    Raises:
-        ValueError: If ``PYTHONHASHSEED`` holds what Python itself would refuse.
-
     Example:
         >>> report = read({"PYTHONHASHSEED": "random"})
         >>> report["PYTHONHASHSEED"], report["PYTHONHASHSEED_in_force"], report["CUBLAS_WORKSPACE_CONFIG"]
@@ -184,6 +181,15 @@ def restore(
                 env.pop(name, None)
             else:
                 env[name] = value
+
+
+def write(values: Mapping[str, Any]) -> frozenset[str]:
+    """Set switches by name, unchecked, in the order given. Returns their names, for ``restore(states, names)``."""
+    with _unfrozen():
+        for name, value in values.items():
+            SWITCHES[name].write(value)
+    # use_deterministic_algorithms sets three of them together
+    return frozenset(values) | (_ALGORITHMS if _ALGORITHMS & values.keys() else frozenset())
 
 
 def set_deterministic(
@@ -248,29 +254,24 @@ def set_deterministic(
     if mode or cublas_workspace_config is not None:
         workspace = check_cublas(cublas_workspace_config, env, cuda_started=_cuda_started())
 
-    names: set[str] = set()
-    with _unfrozen():
-        if mode:
-            torch.use_deterministic_algorithms(True, warn_only=mode == "warn")
-            _cudnn.deterministic, _cudnn.benchmark = True, False
-            names |= _ALGORITHMS | {"cudnn_deterministic", "cudnn_benchmark"}
-        if fill_uninitialized_memory is not None:
-            SWITCHES["fill_uninitialized_memory"].write(fill_uninitialized_memory)
-            names.add("fill_uninitialized_memory")
-        if precision is not None:
-            # Not allow_tf32 of torch.backends.cuda.matmul: after set_float32_matmul_precision("high") that leaves
-            # torch with two settings that disagree, and it refuses to answer which holds.
-            torch.set_float32_matmul_precision(precision)
-            names |= _PRECISION
-        if allow_tf32 is not None:
-            _cudnn.allow_tf32 = allow_tf32
-        if threads is not None:
-            torch.set_num_threads(threads)
-            names.add("num_threads")
+    names: frozenset[str] = frozenset()
+    if mode:
+        names |= write({"deterministic_algorithms_warn_only": mode == "warn", "deterministic_algorithms": True})
+        names |= write({"cudnn_deterministic": True, "cudnn_benchmark": False})
+    if fill_uninitialized_memory is not None:
+        names |= write({"fill_uninitialized_memory": fill_uninitialized_memory})
+    if precision is not None:
+        # Not cuda_matmul_allow_tf32: after set_float32_matmul_precision("high") that leaves torch with two settings
+        # that disagree, and it refuses to answer which holds.
+        names |= write({"matmul_precision": precision}) | _PRECISION
+    if allow_tf32 is not None:
+        names |= write({"cudnn_allow_tf32": allow_tf32})
+    if threads is not None:
+        names |= write({"num_threads": threads})
     if workspace is not None:
         env[CUBLAS_VARIABLE] = workspace
-        names.add(CUBLAS_VARIABLE)
-    return frozenset(names)
+        names |= {CUBLAS_VARIABLE}
+    return names
 
 
 def check_cublas(wanted: str | None, env: Mapping[str, str], *, cuda_started: bool) -> str | None:

@@ -28,14 +28,17 @@ def in_force(value: str | None) -> bool:
         >>> in_force("random"), in_force(None)
         (False, False)
     """
-    seed = parse(value)
+    try:
+        seed = parse(value)
+    except ValueError:  # Python would not have started with it
+        return False
     if seed is None or sys.hash_info.algorithm != "siphash13" or sys.hash_info.cutoff:
         return False
     return hash(_PROBE) == _siphash13(_key(seed), _PROBE)
 
 
 def parse(value: str | None) -> int | None:
-    """Read a value of the variable as Python does; ``None`` where it fixes nothing (unset, empty or ``random``).
+    """Read a value of the variable as Python does; ``None`` where it fixes nothing (unset, empty, ``random``).
 
     Raises:
         ValueError: If Python would refuse to start with this value.

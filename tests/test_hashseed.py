@@ -54,4 +54,5 @@ if sys.orig_argv[-1] != "child":
 @pytest.mark.parametrize("value", ["-1", "4294967296", "abc", "1.0", " 1"])
 def test_a_hash_seed_that_python_refuses_is_refused_by_name(value):
     with pytest.raises(ValueError, match="PYTHONHASHSEED must be 'random' or an integer from 0 to 4294967295"):
-        hashseed.describe({"PYTHONHASHSEED": value})
+        hashseed.parse(value)
+    assert hashseed.describe({"PYTHONHASHSEED": value})["PYTHONHASHSEED_in_force"] is False
