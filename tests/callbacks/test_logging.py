@@ -268,6 +268,7 @@ def test_wandb_keeps_all_in_its_config_and_takes_changed_values(pl, tmp_path, mo
         fit(pl, tmp_path, logger, callbacks=[Logging(changed)])
     finally:
         wandb.finish()
+        wandb.teardown()  # finish() can return before the file is written; this waits for W&B's own process to end
     config = wandb_config(next(tmp_path.glob("wandb/offline-run-*")))
     assert (USERS.items() | OURS.items()) - {("repro/versions/torch", "2.13.0")} <= config.items()
     assert config["repro/versions/torch"] == "2.14.0"
@@ -402,6 +403,16 @@ def test_only_the_first_process_logs(tmp_path):
     trainer.strategy.__class__ = type("Second", (type(trainer.strategy),), {"is_global_zero": False})
     assert room.log_record(trainer, RECORD, make_module(pl)) == []
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.slow
+def test_with_two_processes_all_is_logged_once(pl, tmp_path):
+    loggers = [pl.loggers.CSVLogger(tmp_path / "csv"), pl.loggers.TensorBoardLogger(tmp_path / "tensorboard")]
+    fit(pl, tmp_path, loggers, strategy="ddp_fork", devices=2)
+    assert [path.name for path in tmp_path.rglob("run_record*")] == ["run_record.json"]
+    assert OURS.items() <= yaml.safe_load(next(tmp_path.rglob("csv/**/hparams.yaml")).read_text()).items()
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    assert USERS.items() | OURS.items() <= hparams_tab(str(events.parent)).items()
 
 
 def test_lightning_still_keeps_whether_hyperparameters_are_logged_where_we_read_it(pl):
