@@ -65,11 +65,14 @@ def run(arguments: argparse.Namespace) -> int:
     if not records:
         return _show(RunRecord.capture(), arguments)
     if len(records) == 1:
-        differences = compare_with_environment(records[0], RunRecord.capture())
+        environment = RunRecord.capture()
+        differences = compare_with_environment(records[0], environment)
         header = (
             f"here: this environment; there: {paths[0]}\n"
             "(seeds, weights, switches and the command line are the run's own and are not compared)"
         )
+        if not _same_repository(records[0], environment):
+            header += f"\n(the code is not compared: this folder is not of {_repository(records[0])})"
     else:
         differences, header = records[0].diff(records[1]), f"here: {paths[0]}; there: {paths[1]}"
     if arguments.json:
@@ -80,9 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def compare_with_environment(record: RunRecord, environment: RunRecord) -> Differences:
-    """Return in what this environment ("here") differs from a run's record ("there"): :data:`OF_AN_ENVIRONMENT`."""
-    found = environment.diff(record)
-    return Differences(difference for difference in found if difference.field.startswith(OF_AN_ENVIRONMENT))
+    """Return in what this environment ("here") differs from a run's record ("there"): :data:`OF_AN_ENVIRONMENT`.
+
+    The code is compared only in a folder of the repository that the run's code was in, known by its name.
+    """
+    found = [item for item in environment.diff(record) if item.field.startswith(OF_AN_ENVIRONMENT)]
+    same = _same_repository(record, environment)
+    return Differences(item for item in found if same or not item.field.startswith("code/"))
 
 
 def read(path: Path) -> RunRecord:
@@ -112,6 +119,15 @@ def read(path: Path) -> RunRecord:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"the record in {path} can't be read: {error}") from error
     raise ValueError(f"{path} holds no run record: it was not written by a run with the callback Determinism")
+
+
+def _same_repository(record: RunRecord, environment: RunRecord) -> bool:
+    return record.code.get("repository") == environment.code.get("repository")
+
+
+def _repository(record: RunRecord) -> str:
+    name = record.code.get("repository")
+    return f"the run's repository {name!r}" if name else "the run's code, which was in no repository"
 
 
 def _show(record: RunRecord, arguments: argparse.Namespace) -> int:

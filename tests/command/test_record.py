@@ -99,6 +99,17 @@ def test_a_record_is_compared_with_this_environment_but_for_what_is_the_runs_own
         assert said in out
 
 
+def test_code_of_another_repository_is_not_compared_and_that_is_said(capsys, tmp_path, here):
+    for repository, said in [
+        ("other", "the run's repository 'other'"),
+        (None, "the run's code, which was in no repository"),
+    ]:
+        changed(here, "code", commit="0" * 40, repository=repository).save(tmp_path / "a.json")
+        code, out, _ = call(capsys, tmp_path / "a.json")
+        assert code == 0
+        assert out.splitlines()[2:] == [f"(the code is not compared: this folder is not of {said})", "no differences"]
+
+
 def test_the_command_line_itself(tmp_path, here):
     """In a fresh process: what the shell sees."""
     here.save(tmp_path / "a.json")
