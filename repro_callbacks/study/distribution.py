@@ -50,12 +50,14 @@ class Noise:
         threshold: 95 % of pairs of runs are expected to differ by less than this.
         exceeded: The share of all pairs of this study's runs that differ by more: near 0.05 where the scores are
             close to normal.
+        observed: 95 % of all pairs of this study's runs differ by this or less, whatever the distribution.
         largest: The largest difference between two of this study's runs.
     """
 
     spread: Estimate
     threshold: Estimate
     exceeded: float
+    observed: float
     largest: float
 
 
@@ -149,7 +151,13 @@ def noise(scores: Scores, confidence: float = CONFIDENCE) -> Noise:
     quantile = float(stats.t.ppf(0.5 + confidence / 2, n - 1)) if n > 1 else math.nan
     spread = deviation.times(quantile)
     threshold = spread.times(math.sqrt(2))
-    return Noise(spread, threshold, _share_of_pairs_beyond(values, threshold.value), float(np.ptp(values)))
+    return Noise(
+        spread=spread,
+        threshold=threshold,
+        exceeded=_share_of_pairs_beyond(values, threshold.value),
+        observed=_quantile_of_pairs(values, confidence),
+        largest=float(np.ptp(values)),
+    )
 
 
 def modified_z(scores: Scores) -> Array:
@@ -206,3 +214,16 @@ def _share_of_pairs_beyond(values: Array, threshold: float) -> float:
     ordered = np.sort(values)
     beyond = n - np.searchsorted(ordered, ordered + threshold, side="right")
     return float(beyond.sum() / (n * (n - 1) / 2))
+
+
+def _quantile_of_pairs(values: Array, confidence: float) -> float:
+    """Return the distance that this share of all pairs don't exceed, by bisection: there can be 50 million pairs."""
+    if len(values) < 2:
+        return math.nan
+    low, high = 0.0, float(np.ptp(values))
+    if _share_of_pairs_beyond(values, low) <= 1 - confidence:
+        return low
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _share_of_pairs_beyond(values, middle) <= 1 - confidence else (middle, high)
+    return high

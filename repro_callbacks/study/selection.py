@@ -41,19 +41,24 @@ class Selection:
         seed: The seed that is picked: the best score; of seeds that share it, the smallest.
         score: Its score.
         gain: What it has above the mean, on the data it was picked on.
-        expected: What the best of n seeds has above the mean if scores are normal with this standard deviation.
         sizes: Numbers of seeds k, from 1 to n (at most 100 of them).
         curve: The mean gain of the best of k of these seeds.
+        expected_curve: What the best of k has above the mean if scores are normal with this standard deviation.
         holdout: The same on other data; None without a score there.
     """
 
     seed: int
     score: float
     gain: float
-    expected: float
     sizes: tuple[int, ...]
     curve: Array
+    expected_curve: Array
     holdout: Holdout | None
+
+    @property
+    def expected(self) -> float:
+        """What the best of all n seeds has above the mean if scores are normal with this standard deviation."""
+        return float(self.expected_curve[-1])
 
 
 def select_best(
@@ -83,14 +88,15 @@ def select_best(
     picked = int(np.lexsort((names, -values))[0])
     n = len(values)
     sizes = tuple(sorted({int(k) for k in np.rint(np.geomspace(1, n, min(n, _CURVE_POINTS)))}))
-    normal = stats.order_statistic(stats.Normal(), n=n, r=n).mean() if n > 1 else 0.0
+    k = np.array(sizes)
+    deviation = values.std(ddof=1) if n > 1 else math.nan
     return Selection(
         seed=int(names[picked]),
         score=float(sign * values[picked]),
         gain=float(values[picked] - values.mean()),
-        expected=float(normal * values.std(ddof=1)) if n > 1 else math.nan,
         sizes=sizes,
         curve=best_of(values, sizes) - values.mean(),
+        expected_curve=np.asarray(stats.order_statistic(stats.Normal(), n=k, r=k).mean() * deviation, dtype=np.float64),
         holdout=None if holdout is None else _hold_out(values, sign, holdout, picked, sizes, confidence),
     )
 

@@ -99,6 +99,7 @@ def find_sources(runs: pd.DataFrame, metric: str, confidence: float = CONFIDENCE
     columns = [f"seed_{purpose}" for purpose in purposes]
     if len(purposes) < 2:
         return None
+    runs = runs.drop_duplicates(columns)  # the base can be there once for each purpose; its bits are the same
     positions = runs[columns].to_numpy(dtype=np.int64)
     scores = statistics.check_scores(runs[metric].to_numpy(), metric)
     alone = {purpose: _vary_alone(positions, i) for i, purpose in enumerate(purposes)}
@@ -139,12 +140,17 @@ def combine(estimates: Sequence[Estimate], factors: Sequence[float]) -> Estimate
 
 
 def _vary_alone(positions: Array, purpose: int) -> list[list[int]]:
-    """Return the groups of rows that differ in this purpose's seed and in nothing else."""
+    """Return the groups of rows that differ in this purpose's seed and in nothing else.
+
+    Groups of less than half the size of the largest are no bases of the study but met by chance, as when one run
+    varies the initial weights alone to 5 and another varies everything to 5.
+    """
     groups: dict[tuple[int, ...], dict[int, int]] = {}
     for row, position in enumerate(positions):
         others = tuple(int(value) for value in np.delete(position, purpose))
         groups.setdefault(others, {}).setdefault(int(position[purpose]), row)
-    return [list(group.values()) for group in groups.values() if len(group) > 1]
+    largest = max(map(len, groups.values()), default=0)
+    return [list(group.values()) for group in groups.values() if len(group) > 1 and len(group) >= largest / 2]
 
 
 def _share_nothing(positions: Array, rows: Sequence[int]) -> list[int]:

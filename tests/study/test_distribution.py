@@ -42,6 +42,7 @@ def test_share_of_pairs_is_counted_over_all_pairs():
     distances = [abs(a - b) for i, a in enumerate(scores) for b in scores[:i]]
     assert found.exceeded == np.mean([d > found.threshold.value for d in distances])
     assert found.largest == max(distances)
+    assert found.observed == pytest.approx(np.quantile(distances, 0.95, method="inverted_cdf"))
 
 
 def test_modified_z_of_iglewicz_and_hoaglins_example():
