@@ -80,8 +80,8 @@ def analyse(
             ``seed_order``, ``seed_augment``, ``seed_init``, ``seed_step``, ``holdout_<metric>``, ``weights`` and
             other metrics. The order of rows does not matter; times are not looked at.
         metric: The column to study.
-        cases: Long table of scores of single cases: ``seed``, ``case``, a column named like ``metric`` or one other
-            metric, and ``variant`` if ``runs`` has it.
+        cases: Long table of scores of single cases: ``seed``, ``case``, ``variant`` and ``vary`` if ``runs`` has them,
+            and scores; of several, the column that is named like ``metric`` or its end, else the first by name.
         maximize: Whether a high score is a good one; guessed from the name if not given.
         confidence: Of all intervals, above 0.5 and below 1.
 
@@ -142,8 +142,11 @@ def _sort_out(runs: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, pd.DataFra
     key = ["variant", "vary", "seed", *(c for c in PURPOSE_COLUMNS if c in table)]
     several = done.groupby(key, dropna=False)[metric].nunique()
     unequal = several[several > 1].reset_index()
-    repeats = tuple(sorted({(str(v), int(s)) for v, s in zip(unequal["variant"], unequal["seed"], strict=True)}))
-    return table, failed, done.drop_duplicates(key, ignore_index=True), repeats
+    repeats = {(str(v), int(s)) for v, s in zip(unequal["variant"], unequal["seed"], strict=True)}
+    if "check" in table:  # what repeating a run on purpose showed
+        bad = table[table["check"].isin(["differs", "failed"])]
+        repeats |= {(str(v), int(s)) for v, s in zip(bad["variant"], bad["seed"], strict=True)}
+    return table, failed, done.drop_duplicates(key, ignore_index=True), tuple(sorted(repeats))
 
 
 def _analyse_variant(
@@ -185,10 +188,12 @@ def _look_at_cases(name: str, varied: str, cases: pd.DataFrame | None, metric: s
     for column, value in wanted.items():
         if column in cases:
             cases = cases[cases[column].fillna("").astype(str) == value]
-    others = [c for c in cases.columns if c not in _BOOKKEEPING and _is_number(cases[c])]
-    chosen = metric if metric in cases.columns else (others[0] if len(others) == 1 else "")
-    if not chosen:
-        raise ValueError(f"the table of cases must have a column {metric!r}, or one metric; it has {', '.join(others)}")
+    named = [c for c in cases.columns if c not in _BOOKKEEPING and _is_number(cases[c])]
+    if not named:
+        raise ValueError(f"the table of cases has no column of scores; it has {', '.join(map(str, cases.columns))}")
+    # A run's val_dice is most often the mean over cases of their dice.
+    matches = [metric, *(c for c in sorted(named) if metric.endswith(f"_{c}")), *sorted(named)]
+    chosen = next(c for c in matches if c in named)
     scored = cases[cases[chosen].notna()]
     return (None, "") if scored.empty else (find_unstable(scored, chosen), chosen)
 

@@ -62,7 +62,7 @@ def sections(analysis: Analysis, highlight: Sequence[int], draw: bool = True) ->
         lambda: _selection(analysis, described, draw),
         lambda: _comparison(analysis, draw),
         lambda: _sources(analysis, described, draw),
-        lambda: _cases(analysis.variants, draw),
+        lambda: _cases(analysis, draw),
         lambda: _failed(analysis),
     )
     return [section for section in (make() for make in makers) if section.parts]
@@ -209,13 +209,13 @@ def _sources(analysis: Analysis, described: Sequence[VariantAnalysis], draw: boo
     return section
 
 
-def _cases(variants: Sequence[VariantAnalysis], draw: bool) -> Section:
+def _cases(analysis: Analysis, draw: bool) -> Section:
     section = Section("Cases that flip between seeds")
-    for variant in variants:
+    for variant in analysis.variants:
         found = variant.stability
         if found is None:
             continue
-        section.parts += [Part("text", line) for line in sentences.cases(variant)]
+        section.parts += [Part("text", line) for line in sentences.cases(analysis, variant)]
         if draw and found.flipping and found.runs > 1:
             text = "The least stable cases."
             section.parts.append(Part("figure", text, figures.cases(found, variant.name)))

@@ -204,24 +204,25 @@ def sources(analysis: Analysis, variant: VariantAnalysis) -> list[str]:
     return lines
 
 
-def cases(variant: VariantAnalysis) -> list[str]:
+def cases(analysis: Analysis, variant: VariantAnalysis) -> list[str]:
     """Say how many cases flip behind a mean that hardly moves."""
-    found = variant.stability
+    found, metric = variant.stability, analysis.metric
     if found is None:
         return []
     n = len(found.table)
     who = f"{variant.name}: " if variant.name else ""
+    by = "" if variant.case_metric == metric.name else f" (by {variant.case_metric})"
     if found.runs < 2:
         return [f"{who}Cases were scored in one run only; it takes two to see one flip."]
     if found.binary:
         return [
-            f"{who}{found.flipping} of {n} cases flip between {found.runs} seeds. Two runs disagree on "
+            f"{who}{found.flipping} of {n} cases flip between {found.runs} seeds{by}. Two runs disagree on "
             f"{percent(found.churn)} of cases, while their mean has a standard deviation of "
             f"{found.sd_of_mean * 100:.2g} points."
         ]
     return [
-        f"{who}{found.flipping} of {n} cases change between {found.runs} seeds. A single case has a standard deviation "
-        f"of {found.churn:.2g} on average ({found.table['sd'].iloc[0]:.2g} for the least stable), the mean over cases "
+        f"{who}{found.flipping} of {n} cases change between {found.runs} seeds{by}. A single case has a standard "
+        f"deviation of {found.churn:.2g} on average ({found.table['sd'].iloc[0]:.2g} for the least stable), the mean over cases "
         f"one of {found.sd_of_mean:.2g}."
     ]
 
@@ -242,5 +243,8 @@ def cautions(analysis: Analysis) -> list[str]:
             lines.append(f"Seeds {named}{who} gave the same weights, bit for bit: the seed is not used.")
     if analysis.repeats:
         named = ", ".join(f"{seed} {name}".strip() for name, seed in analysis.repeats[:SHOWN_SEEDS])
-        lines.append(f"Runs of the same seed gave different results (seed {named}): the training does not repeat.")
+        lines.append(
+            f"Runs of the same seed gave different results (seed {named}): what differs between them is not the seed's "
+            "doing, and these numbers can't tell the two apart."
+        )
     return lines

@@ -74,6 +74,20 @@ def test_cases_of_each_variant_are_looked_at_apart():
     assert a.case_metric == "right"
 
 
+@pytest.mark.parametrize(
+    ("columns", "chosen"),
+    [(["dice", "aux", "val_dice"], "val_dice"), (["aux", "dice"], "dice"), (["hd", "aux"], "aux")],
+)
+def test_the_score_of_cases_is_named_like_the_metric_or_its_end(columns, chosen):
+    cases = pd.DataFrame({"seed": [1, 2], "case": ["x", "x"], **{c: [0.5, 0.6] for c in columns}})
+    assert analyse(tables.runs(3), "val_dice", cases).variants[0].case_metric == chosen
+
+
+def test_a_repetition_that_differed_is_reported():
+    runs = tables.runs(4).assign(check=["same", "", "differs", "failed"])
+    assert analyse(runs, "val_dice").repeats == (("", 2), ("", 3))
+
+
 def test_holdout_scores_are_used_only_if_every_run_has_one():
     runs = tables.runs(10)
     assert analyse(runs, "val_dice").variants[0].selection.holdout is not None
@@ -93,7 +107,5 @@ def test_refusals():
         analyse(tables.runs(3).assign(status="running"), "val_dice")
     with pytest.raises(ValueError, match=r"confidence must be above 0.5 and below 1, not 95"):
         analyse(tables.runs(3), "val_dice", confidence=95)
-    with pytest.raises(
-        ValueError, match="the table of cases must have a column 'val_dice', or one metric; it has a, b"
-    ):
-        analyse(tables.runs(3), "val_dice", pd.DataFrame({"seed": [1], "case": ["x"], "a": [1.0], "b": [2.0]}))
+    with pytest.raises(ValueError, match="the table of cases has no column of scores; it has seed, case"):
+        analyse(tables.runs(3), "val_dice", pd.DataFrame({"seed": [1], "case": ["x"]}))
