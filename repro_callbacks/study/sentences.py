@@ -222,8 +222,8 @@ def cases(analysis: Analysis, variant: VariantAnalysis) -> list[str]:
         ]
     return [
         f"{who}{found.flipping} of {n} cases change between {found.runs} seeds{by}. A single case has a standard "
-        f"deviation of {found.churn:.2g} on average ({found.table['sd'].iloc[0]:.2g} for the least stable), the mean over cases "
-        f"one of {found.sd_of_mean:.2g}."
+        f"deviation of {found.churn:.2g} on average ({found.table['sd'].iloc[0]:.2g} for the least stable), the mean "
+        f"over cases one of {found.sd_of_mean:.2g}."
     ]
 
 
