@@ -49,7 +49,7 @@ def start_digests(tensors: Mapping[str, torch.Tensor]) -> PendingDigests:
     parts: list[torch.Tensor] = []
     named: list[tuple[str, str, list[int]]] = []
     for name, tensor in tensors.items():
-        header, dense = _dense_parts(tensor)
+        header, dense = dense_parts(tensor)
         named.append((name, header, list(range(len(parts), len(parts) + len(dense)))))
         parts += dense
     return PendingDigests(named, block_sums(parts))
@@ -143,7 +143,7 @@ class PendingTree:
 def start_tree(batch: Any) -> PendingTree:
     """Start the digest of nested data (see :func:`digest_tree`), without waiting for a device."""
     tensors: dict[str, torch.Tensor] = {}
-    structure = b"".join(_write(batch, tensors, ()))
+    structure = b"".join(write(batch, tensors))
     return PendingTree(structure, start_digests(tensors))
 
 
@@ -155,14 +155,14 @@ def hash_bytes(*parts: bytes) -> str:
     return state.hexdigest()
 
 
-def _dense_parts(tensor: torch.Tensor) -> tuple[str, list[torch.Tensor]]:
+def dense_parts(tensor: torch.Tensor) -> tuple[str, list[torch.Tensor]]:
     """Return what tells a tensor's kind apart, and the dense tensors that hold its bits."""
     if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
         return "uninitialized", []
     if hasattr(tensor, "to_local"):  # a DTensor: each rank sees its own shard
         tensor = tensor.to_local()
     if tensor.is_nested:
-        found = [_dense_parts(part) for part in tensor.unbind()]
+        found = [dense_parts(part) for part in tensor.unbind()]
         return f"nested {[header for header, _ in found]}", [dense for _, part in found for dense in part]
     if type(tensor) is not torch.Tensor:
         tensor = tensor.detach().as_subclass(torch.Tensor)
@@ -183,8 +183,14 @@ def _dense_parts(tensor: torch.Tensor) -> tuple[str, list[torch.Tensor]]:
     return header, [tensor]
 
 
-def _write(value: Any, tensors: dict[str, torch.Tensor], above: tuple[int, ...]) -> Iterator[bytes]:
-    """Write nested data as tagged, length-prefixed bytes, and put its tensors aside in the order they were met."""
+def write(value: Any, tensors: dict[str, torch.Tensor], above: tuple[int, ...] = ()) -> Iterator[bytes]:
+    """Write nested data as tagged, length-prefixed bytes, and put its tensors aside in the order they are met.
+
+    Args:
+        value: Nested data (see :func:`digest_tree`).
+        tensors: Takes the tensors.
+        above: The identities of the containers that ``value`` lies in.
+    """
     if isinstance(value, torch.Tensor):
         tensors[str(len(tensors))] = value
         yield b"T"
@@ -213,24 +219,24 @@ def _write(value: Any, tensors: dict[str, torch.Tensor], above: tuple[int, ...])
 def _write_container(value: Any, tensors: dict[str, torch.Tensor], above: tuple[int, ...]) -> Iterator[bytes]:
     if isinstance(value, Mapping):
         yield _field(b"d", b"%d" % len(value))
-        written = {key: b"".join(_write(key, {}, above)) for key in value}
+        written = {key: b"".join(write(key, {}, above)) for key in value}
         for key in sorted(written, key=written.__getitem__):
             yield written[key]
-            yield from _write(value[key], tensors, above)
+            yield from write(value[key], tensors, above)
     elif isinstance(value, Set):
-        yield _field(b"e", b"".join(sorted(b"".join(_write(member, {}, above)) for member in value)))
+        yield _field(b"e", b"".join(sorted(b"".join(write(member, {}, above)) for member in value)))
     elif isinstance(value, Sequence):
         tag = b"t" if isinstance(value, tuple) else b"l"
         yield _field(tag, b"%d" % len(value))
         for member in value:
-            yield from _write(member, tensors, above)
+            yield from write(member, tensors, above)
     else:
         name = getattr(value, "__qualname__", None)  # of a function or a class
         yield _field(b"o", (f"{value.__module__}.{name}" if name else type(value).__qualname__).encode())
         if is_dataclass(value) and not isinstance(value, type):
-            yield from _write({field.name: getattr(value, field.name, None) for field in fields(value)}, tensors, above)
+            yield from write({field.name: getattr(value, field.name, None) for field in fields(value)}, tensors, above)
         elif name is None and not isinstance(value, nn.Module) and hasattr(value, "__dict__"):
-            yield from _write(vars(value), tensors, above)
+            yield from write(vars(value), tensors, above)
 
 
 def _write_array(
@@ -239,7 +245,7 @@ def _write_array(
     if array.dtype.hasobject:
         yield _field(b"O", str(array.shape).encode())
         for member in array.ravel().tolist():
-            yield from _write(member, tensors, above)
+            yield from write(member, tensors, above)
     else:
         yield _field(b"a", f"{array.dtype.str}{array.shape}".encode())
         yield _field(b"b", np.ascontiguousarray(array).tobytes())
