@@ -95,14 +95,21 @@ def encode(component: Component) -> bytes:
         payload, tag = component.encode(), b"s"
     elif isinstance(component, tuple):
         payload, tag = b"".join(map(encode, component)), b"t"
-    elif hasattr(component, "__index__") and not isinstance(component, bool):
-        payload, tag = b"%d" % operator.index(component), b"i"
+    elif isinstance(component, bool):
+        raise TypeError(_no_position(component))
     else:
-        raise TypeError(
-            f"a position is made of integers, strings and tuples of them, not {component!r} of type "
-            f"{type(component).__name__}"
-        )
+        try:
+            payload, tag = b"%d" % operator.index(component), b"i"
+        except TypeError:  # an array has __index__ too, and refuses to be one unless it holds a single integer
+            raise TypeError(_no_position(component)) from None
     return b"%b%d:%b" % (tag, len(payload), payload)
+
+
+def _no_position(component: object) -> str:
+    return (
+        f"a position is made of integers, strings and tuples of them, not {component!r} of type "
+        f"{type(component).__name__}"
+    )
 
 
 def derive(seed: int, purpose: str, *position: Component) -> bytes:
