@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from repro_callbacks.callbacks.base import Callback
-from repro_callbacks.callbacks.methods import KeyedMethod
+from repro_callbacks.callbacks.observe import observe
 from repro_callbacks.fingerprint import indices
 from repro_callbacks.fingerprint.recorder import Recorder, check_every
 from repro_callbacks.fingerprint.store import rank_path
@@ -56,7 +55,7 @@ class Fingerprint(Callback):
         self._trainer: Any = None
         self._watching = False
         self._loaders: list[Any] = []
-        self._undo: Callable[[], None] | None = None
+        self._end_observing: Callable[[], None] | None = None
         self._before_validation: dict[str, Any] = {}
 
     @property
@@ -100,7 +99,8 @@ class Fingerprint(Callback):
             state=self._loaded,
         )
         self._resumed, self._loaded = False, None
-        self._wrap(pl_module)
+        self._unobserve()
+        self._end_observing = observe(pl_module, self)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Remember the loaders, which a trainer may have made anew."""
@@ -156,42 +156,29 @@ class Fingerprint(Callback):
         """Close the file and leave the module as it was."""
         if self._recorder is not None:
             self._recorder.close()
-        self._unwrap()
+        self._unobserve()
         if self._watching:
             indices.unwatch()
         self._watching, self._loaders = False, []
 
-    # -- how it sees what reaches training_step ------------------------------------------------------------------------
+    # -- what it is told by training_step itself -----------------------------------------------------------------------
 
-    def _wrap(self, pl_module: Any) -> None:
-        """Put the look around ``training_step`` itself: between a callback's hook and it, much can still happen."""
-        self._unwrap()
-        recorder, present = self._recorder, vars(pl_module).get("training_step")
-        keyed = present if isinstance(present, KeyedMethod) else None
-        # Determinism keys the generators right before training_step, so the look at them goes inside of that.
-        training_step = pl_module.training_step if keyed is None else keyed._method
-        assert recorder is not None
+    def before_forward(self, batch: Any) -> None:
+        """Take the batch and the generators. Called right before ``training_step``."""
+        if self._recorder is not None:
+            self._recorder.before_forward(batch, indices.last_indices(self._loaders))
 
-        @functools.wraps(training_step)
-        def observed(*args: Any, **kwargs: Any) -> Any:
-            batch = args[0] if args else next(iter(kwargs.values()), None)
-            recorder.before_forward(batch, indices.last_indices(self._loaders))
-            output = training_step(*args, **kwargs)
-            recorder.after_forward()
-            return output
+    def after_forward(self) -> None:
+        """Take the generators. Called right after ``training_step``."""
+        if self._recorder is not None:
+            self._recorder.after_forward()
 
-        if keyed is not None:
-            observed.__self__ = pl_module  # type: ignore[attr-defined]
-            keyed._method = observed
-            self._undo = lambda: setattr(keyed, "_method", training_step)
-        else:
-            pl_module.training_step = observed
-            self._undo = functools.partial(_put_back, pl_module, observed, present)
+    # ------------------------------------------------------------------------------------------------------------------
 
-    def _unwrap(self) -> None:
-        if self._undo is not None:
-            self._undo()
-        self._undo = None
+    def _unobserve(self) -> None:
+        if self._end_observing is not None:
+            self._end_observing()
+        self._end_observing = None
 
     def _path(self, trainer: Any, resumed: bool) -> Path:
         """Choose the file; every rank takes the choice of rank 0."""
@@ -211,18 +198,11 @@ class Fingerprint(Callback):
             **vars(self),
             "_recorder": None,
             "_trainer": None,
-            "_undo": None,
+            "_end_observing": None,
             "_watching": False,
             "_loaders": [],
             "_before_validation": {},
         }
-
-
-def _put_back(pl_module: Any, observed: Any, earlier: Any) -> None:
-    if vars(pl_module).get("training_step") is observed:
-        del pl_module.training_step
-        if earlier is not None:
-            pl_module.training_step = earlier
 
 
 def _leaves(loaders: Any) -> list[Any]:

@@ -258,29 +258,26 @@ class Recorder:
 
     def _open(self, at: Position) -> None:
         """Open the file at the first step, whose position is known only now."""
-        previous, chains, continues = None, {"step": "", "validation": ""}, None
         state = self._continued or {}
-        own = state.get("rank", 0) == self.rank
+        own = "chains" in state and state["rank"] == self.rank and tuple(state["position"]) < at
+        chains = dict(state["chains"]) if own else {"step": "", "validation": ""}
+        previous, continues = None, None
         earlier = rank_path(state["path"], self.rank) if "path" in state else None
         writer = Writer(self.path)
         try:
-            source = self.path if writer.segment else earlier if earlier is not None and earlier.exists() else None
-            if source is not None:
-                run = Run(source)
-                chains = _chains_before(run, at)
-                if own and "chains" in state and tuple(state["position"]) < at:
-                    if source == self.path and chains["step"] != state["chains"]["step"]:
-                        raise FileExistsError(
-                            f"{self.path} holds another run than the one whose checkpoint is resumed; "
-                            "give this run a path of its own"
-                        )
-                    chains = dict(state["chains"])
-                if source == self.path:
-                    previous = run.all_segments[-1].begin
-                else:
-                    continues = os.path.relpath(source.absolute(), self.path.absolute().parent)
-            elif own and "chains" in state:
-                chains = dict(state["chains"])
+            if writer.segment:
+                run = Run(self.path)
+                if own and not _holds(run, state):
+                    raise FileExistsError(
+                        f"{self.path} holds another run than the one whose checkpoint is resumed; "
+                        "give this run a path of its own"
+                    )
+                previous, chains = run.all_segments[-1].begin, _chains_before(run, at)
+            elif earlier is not None and earlier.exists():
+                run = Run(earlier)
+                if not own or _holds(run, state):
+                    continues = os.path.relpath(earlier.absolute(), self.path.absolute().parent)
+                    chains = _chains_before(run, at)
             writer.head({**self._head, "at": list(at), "chains": chains, "continues": continues}, previous, chains)
         except NotComparable as error:
             writer.close()
@@ -335,6 +332,13 @@ class Recorder:
 
     def _each(self, found: Mapping[str, str]) -> str:
         return "".join(found[name][:EACH_DIGITS] if name in found else NO_GRADIENT for name in self._names)
+
+
+def _holds(run: Run, state: Mapping[str, Any]) -> bool:
+    """Say whether a file holds the run that a checkpoint was written by, up to where it was written."""
+    epoch, batch = state["position"]
+    line = run.find((epoch, batch))
+    return line is not None and bool(line["chain"] == state["chains"]["step"])
 
 
 def _chains_before(run: Run, at: Position) -> dict[str, str]:
