@@ -144,12 +144,13 @@ def comparison_details(analysis: Analysis, pair: PairedComparison) -> list[str]:
         f" {pair.wins} of {pair.n} pairs won" + (f", {pair.ties} tied" if pair.ties else "") + "."
     ]
     if pair.verdict in ("a", "b"):
+        winner = pair.a if pair.verdict == "a" else pair.b
         lines.append(
-            f"That is above the {percent(MEANINGFUL)} from which Bouthillier et al. (2021) call a difference "
-            "meaningful."
+            f"{winner} wins in more than {percent(MEANINGFUL)} of pairs, from which on Bouthillier et al. (2021) call "
+            "a difference meaningful."
             if pair.meaningful
-            else f"That is below the {percent(MEANINGFUL)} from which Bouthillier et al. (2021) call a difference "
-            "meaningful: the means differ, but one run each will often say the opposite."
+            else f"{winner} wins in no more than {percent(MEANINGFUL)} of pairs, from which on Bouthillier et al. "
+            "(2021) call a difference meaningful: the means differ, but one run each will often say the opposite."
         )
     if math.isfinite(pair.detectable) and pair.detectable > 0:
         needed = "no feasible number of pairs" if pair.needed is None else f"{pair.needed} pairs"
