@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from repro_callbacks.study.analysis import Analysis, VariantAnalysis
@@ -242,6 +243,13 @@ def cautions(analysis: Analysis) -> list[str]:
         for group in variant.same_weights[:3]:
             named = ", ".join(map(str, group[:SHOWN_SEEDS])) + (", ..." if len(group) > SHOWN_SEEDS else "")
             lines.append(f"Seeds {named}{who} gave the same weights, bit for bit: the seed is not used.")
+    names = [variant.name for variant in analysis.variants if variant.distribution is not None]
+    compared = {(pair.a, pair.b) for pair in analysis.comparisons}
+    lines += [
+        f"{a} and {b} have no finished seed in common, and are not compared."
+        for a, b in itertools.combinations(names, 2)
+        if (a, b) not in compared
+    ]
     if analysis.repeats:
         named = ", ".join(f"{seed} {name}".strip() for name, seed in analysis.repeats[:SHOWN_SEEDS])
         lines.append(

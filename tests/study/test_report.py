@@ -140,6 +140,14 @@ def test_seeds_that_change_nothing_are_pointed_out():
     assert "gave the same weights, bit for bit: the seed is not used." in text
 
 
+def test_variants_without_a_common_seed_are_not_passed_over():
+    runs = tables.runs(12, ("A", "B"))
+    runs.loc[runs["variant"] == "B", "seed"] += 100
+    text = summary(runs, "val_dice")
+    assert "> A and B have no finished seed in common, and are not compared." in text
+    assert "paired" not in text
+
+
 def test_what_carries_over_is_said_or_asked_for():
     text = summary(tables.runs(30), "val_dice")
     assert re.search(r"On data that it was not picked on, it is 0\.\d+ points (better|worse) than the mean", text)
