@@ -36,46 +36,64 @@ LOADER_METHODS = ("train_dataloader", "val_dataloader", "test_dataloader", "pred
 
 
 class KeyedMethod:
-    """A bound method of the user's, with something done before each call.
+    """A method of the user's, with something done before each call.
 
     It stands as an attribute of the user's object while a trainer runs, and a pickle or a deep copy of that object has
     the plain method again.
     """
 
-    def __init__(self, method: Callable[..., Any], before: Callable[[str], None]) -> None:
+    def __init__(self, name: str, method: Callable[..., Any], before: Callable[[str], None]) -> None:
+        self._name = name
         self._method = method
         self._before = before
         functools.update_wrapper(self, method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._before(self._method.__name__)
+        """Do what comes before, then call the method."""
+        self._before(self._name)
         return self._method(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self._method.__self__, self._method.__name__)  # type: ignore[attr-defined]
+        if hasattr(self._method, "__self__"):
+            return getattr, (self._method.__self__, self._name)
+        return _itself, (self._method,)
+
+
+def _itself(method: Any) -> Any:
+    return method
+
+
+_ABSENT = object()
 
 
 class KeyedMethods:
     """The methods of a user's object that are keyed now; :meth:`remove` leaves the object as it was."""
 
     def __init__(self) -> None:
-        self._wrapped: list[tuple[Any, str]] = []
+        self._wrapped: list[tuple[Any, str, Any]] = []
 
     def add(self, owner: Any, name: str, before: Callable[[str], None]) -> None:
-        """Key a method, unless the object does not override what Lightning gives it."""
-        defined = next((cls for cls in type(owner).__mro__ if name in vars(cls)), None)
-        if name in vars(owner) or defined is None or _is_frameworks(defined):
-            return
+        """Key a method, unless the object does not override what Lightning gives it.
+
+        One that stands as an attribute of the object itself, as ``torch.compile`` leaves it, is keyed too.
+        """
+        earlier = vars(owner).get(name, _ABSENT)
+        if earlier is _ABSENT:
+            defined = next((cls for cls in type(owner).__mro__ if name in vars(cls)), None)
+            if defined is None or _is_frameworks(defined):
+                return
         method = getattr(owner, name)
-        if hasattr(method, "__self__"):
-            object.__setattr__(owner, name, KeyedMethod(method, before))
-            self._wrapped.append((owner, name))
+        if callable(method) and not isinstance(method, KeyedMethod):
+            object.__setattr__(owner, name, KeyedMethod(name, method, before))
+            self._wrapped.append((owner, name, earlier))
 
     def remove(self) -> None:
         """Take all keyed methods off again."""
-        for owner, name in self._wrapped:
+        for owner, name, earlier in self._wrapped:
             if isinstance(vars(owner).get(name), KeyedMethod):
                 object.__delattr__(owner, name)
+                if earlier is not _ABSENT:
+                    object.__setattr__(owner, name, earlier)
         self._wrapped = []
 
 
