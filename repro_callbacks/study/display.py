@@ -18,7 +18,7 @@ class Display:
 
     Args:
         metric: The score that is studied.
-        total: How many runs the study has.
+        total: How many runs are to be run, repeated ones too.
         done: Scores that are recorded already, by variant.
         workers: How many runs at a time.
         stream: Where to write; standard error if None.
@@ -42,13 +42,21 @@ class Display:
         self.stream = sys.stderr if stream is None else stream
 
     def __enter__(self) -> Display:
-        recorded = sum(map(len, self.scores.values()))
-        self.say(f"study of {self.metric}: {self.total} runs, {recorded} of them done before")
+        self.say(f"study of {self.metric}: {self.total} runs to go, {self.done} done before")
         return self
 
     def __exit__(self, *error: object) -> None:
-        done = sum(map(len, self.scores.values()))
-        self.say(f"{done} of {self.total} runs done, {sum(self.causes.values())} failed")
+        self.say(f"{self.done} runs done, {self.failed} failed{self._causes()}")
+
+    @property
+    def done(self) -> int:
+        """How many runs have given a score, repeated runs left out."""
+        return sum(map(len, self.scores.values()))
+
+    @property
+    def failed(self) -> int:
+        """How many runs have failed for good, since the display began."""
+        return sum(self.causes.values())
 
     def begin(self, task: Task) -> None:
         """A run was given to the engine."""
@@ -73,11 +81,14 @@ class Display:
     def refresh(self) -> None:
         """Show the state now."""
 
-    def seconds_left(self, remaining: int) -> float | None:
+    def _causes(self) -> str:
+        return f" ({', '.join(f'{n} {cause}' for cause, n in self.causes.items())})" if self.causes else ""
+
+    def seconds_left(self) -> float | None:
         """Return how long the rest takes at the pace so far; None before the first run has ended."""
         if not self.finished_here:
             return None
-        return (time.monotonic() - self.started) / self.finished_here * remaining
+        return (time.monotonic() - self.started) / self.finished_here * (self.total - self.finished_here)
 
 
 class LiveDisplay(Display):
@@ -111,14 +122,10 @@ class LiveDisplay(Display):
 
     def lines(self) -> list[str]:
         """Return what is shown: counts, time left, and the distribution of each variant."""
-        done = sum(map(len, self.scores.values()))
-        failed = sum(self.causes.values())
-        running = min(len(self.running), self.workers)
-        left = self.seconds_left(self.total - done - failed)
-        why = f" ({', '.join(f'{n} {cause}' for cause, n in self.causes.items())})" if failed else ""
+        left = self.seconds_left()
         lines = [
-            f"{done} done, {running} running, {failed} failed{why} of {self.total}; "
-            f"{'time left unknown yet' if left is None else f'{duration(left)} left'}"
+            f"{self.done} done, {min(len(self.running), self.workers)} running, {self.failed} failed{self._causes()}; "
+            f"{self.total - self.finished_here} to go, {'time unknown yet' if left is None else duration(left)}"
         ]
         for variant, scores in self.scores.items():
             if scores:

@@ -6,20 +6,21 @@ import contextlib
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 from repro_callbacks import hashseed, keys
-from repro_callbacks.study import plan, preload, tables, targets
+from repro_callbacks.study import plan, tables, targets
 from repro_callbacks.study.display import make_display
 from repro_callbacks.study.drive import Drive
-from repro_callbacks.study.engines import Engine, Site, make_engine
+from repro_callbacks.study.engines import Engine, Site, make_engine, preload
 from repro_callbacks.study.engines.base import processors
 from repro_callbacks.study.journal import Journal, locked
 from repro_callbacks.study.problems import NotRepeatableWarning, StudyError, require
@@ -51,6 +52,12 @@ class StudyResult:
         """Return ``runs.csv`` as a pandas DataFrame, floats to the bit."""
         return tables.read(self.out / tables.RUNS_TABLE)
 
+    def summary(self) -> str:
+        """Return what the report says, without its figures, as Markdown."""
+        from repro_callbacks.study.report import summary
+
+        return summary(**report_arguments(Journal.read(self.out)))
+
 
 class SeedStudy:
     """Train with many seeds and keep every result, to learn what seeds do to it.
@@ -81,6 +88,8 @@ class SeedStudy:
         start: ``"fork"`` forks each run from a process that has done the imports and nothing else, ``"spawn"`` starts
             an interpreter for it. The default forks on Linux.
         imports: Modules to import before the first fork, besides those that are found in ``fit``.
+        maximize: For the report: whether a high score is a good one; guessed from the metric's name if not given.
+        highlight: For the report: seeds to point out, such as 3407.
 
     Raises:
         TypeError, ValueError: If an argument is not what is described here.
@@ -111,6 +120,8 @@ class SeedStudy:
         timeout: float | None = None,
         start: str | None = None,
         imports: Sequence[str] = (),
+        maximize: bool | None = None,
+        highlight: Sequence[int] = (),
     ) -> None:
         self.targets = targets.make_targets(fit)
         self.seeds = plan.check_study_seeds(seeds)
@@ -128,11 +139,12 @@ class SeedStudy:
             raise ValueError(f"start must be 'fork' or 'spawn', not {start!r}")
         self.threads, self.check, self.retries, self.timeout = threads, check, retries, timeout
         self.imports = tuple(imports)
+        self.page = {"maximize": maximize, "highlight": [keys.check_seed(seed, "highlight") for seed in highlight]}
         self._check_vary()
 
     def run(
         self,
-        engine: str | Engine = "processes",
+        engine: str | Callable[..., Engine] = "processes",
         *,
         workers: int | None = None,
         report: bool = True,
@@ -144,7 +156,7 @@ class SeedStudy:
         """Run what isn't recorded yet, and write the tables and the report.
 
         Args:
-            engine: ``"processes"`` (this machine), ``"debug"`` (this process), ``"dask"`` or ``"slurm"``; or an object
+            engine: ``"processes"`` (this machine), ``"debug"`` (this process), ``"dask"`` or ``"slurm"``; or a class
                 of your own, see :class:`~repro_callbacks.study.engines.base.Engine`.
             workers: How many runs at a time; by default one for each ``threads`` processors.
             report: Write ``report.html``.
@@ -161,6 +173,7 @@ class SeedStudy:
         if report:
             require("pandas", "study", "the report of a study")
             require("scipy", "study", "the report of a study")
+            require("matplotlib", "study", "the report of a study")
         payload = targets.pickled(self.targets)
         workers = max(1, processors() // self.threads) if workers is None else workers
         if workers < 1:
@@ -169,16 +182,17 @@ class SeedStudy:
         with locked(self.out) as lock:
             journal = Journal.start(self.out, self._identity())
             self._check_identity(journal, changed_code)
-            name = engine if isinstance(engine, str) else type(engine).__name__
+            journal.replace_identity(page=self.page)
+            name = engine if isinstance(engine, str) else engine.__name__
             drive = Drive(journal, name, self.retries)
             wanted = plan.make_tasks(self.out, list(self.targets), self.vary, self.seeds, self.fixed, self.check)
             tasks = drive.open_tasks(wanted, retry_failed)
             if tasks:
                 context = self._context(journal, payload)
-                shown = make_display(self.metric, len(wanted), _scores(journal), workers, quiet=not display)
+                shown = make_display(self.metric, len(tasks), _scores(journal), workers, quiet=not display)
                 with _stop_on_sigterm(), shown:
                     site = Site(context, workers, self.out, (lock,) if lock >= 0 else ())
-                    driven = make_engine(engine, site, **options) if isinstance(engine, str) else engine
+                    driven = make_engine(engine, site, **options)
                     try:
                         drive.run(driven, tasks, shown)
                     except KeyboardInterrupt:
@@ -250,6 +264,7 @@ class SeedStudy:
 
     def _context(self, journal: Journal, payload: bytes) -> Context:
         found = [name for target in self.targets.values() for name in preload.modules(target)]
+        commands = all(isinstance(target, targets.CommandTarget) for target in self.targets.values())
         return Context(
             study=journal.identity["id"],
             payload=payload,
@@ -257,7 +272,7 @@ class SeedStudy:
             threads=self.threads,
             environment={hashseed.VARIABLE: _hash_seed()},
             directory=os.getcwd(),
-            path=tuple(os.path.abspath(entry) for entry in sys.path),
+            path=_path_of_scripts() if commands else tuple(os.path.abspath(entry) for entry in sys.path),
             preload=tuple(dict.fromkeys([*self.imports, *found])),
             start=self.start,
             timeout=self.timeout,
@@ -293,19 +308,22 @@ def finish(journal: Journal, report: bool) -> StudyResult:
     if report and done:
         from repro_callbacks.study.report import write_report
 
-        cases = journal.out / tables.CASES_TABLE
-        names = ", ".join(
-            f"{variant}: {name}" if variant else name for variant, name in journal.identity["targets"].items()
-        )
-        page = write_report(
-            tables.read(journal.out / tables.RUNS_TABLE),
-            journal.identity["metric"],
-            journal.out,
-            cases=tables.read(cases) if cases.exists() else None,
-            title=f"Seed study: {names}",
-        )
+        targets = journal.identity["targets"].items()
+        names = ", ".join(f"{variant}: {name}" if variant else name for variant, name in targets)
+        page = write_report(**report_arguments(journal), out_dir=journal.out, title=f"Seed study: {names}")
     failed = {entry["name"]: entry["error"] for entry in entries if entry["status"] == "failed"}
     return StudyResult(journal.out, len(done), failed, differing, page)
+
+
+def report_arguments(journal: Journal) -> dict[str, Any]:
+    """Return what the report is made of."""
+    cases = journal.out / tables.CASES_TABLE
+    return {
+        "runs": tables.read(journal.out / tables.RUNS_TABLE),
+        "metric": journal.identity["metric"],
+        "cases": tables.read(cases) if cases.exists() else None,
+        **journal.identity["page"],
+    }
 
 
 def _scores(journal: Journal) -> dict[str, list[float]]:
@@ -318,9 +336,19 @@ def _scores(journal: Journal) -> dict[str, list[float]]:
 
 
 def _hash_seed() -> str:
-    """Return the ``PYTHONHASHSEED`` of the runs: the one that is set, else 0, so that sets have one order in all."""
-    seed = hashseed.parse(os.environ.get(hashseed.VARIABLE))
-    return str(seed or 0)
+    """Return the ``PYTHONHASHSEED`` of the runs: the one in force here, else 0, so that sets have one order in all.
+
+    One that is set but not in force was set for other processes: Dask does so when it starts its workers.
+    """
+    value = os.environ.get(hashseed.VARIABLE)
+    return str(hashseed.parse(value)) if hashseed.in_force(value) else "0"
+
+
+def _path_of_scripts() -> tuple[str, ...]:
+    """Return the ``sys.path`` that a script finds, without its own folder: this process may have another."""
+    code = "import sys; print(*sys.path[1:], sep='\\n')"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return tuple(shown.splitlines())
 
 
 def _software() -> dict[str, str | None]:

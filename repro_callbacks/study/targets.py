@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import inspect
 import os
 import pickle
-import runpy
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -100,12 +100,17 @@ class CommandTarget:
         """
         path = Path(task.folder, "command.json")
         os.environ[RESULT_VARIABLE] = str(path)
-        sys.argv = ["repro-callbacks", *self.arguments(task)]
+        # By its name, since what runs commands stands above this room. A run that others are compared with is left to
+        # `run` itself, which starts an interpreter for the script.
+        home, arguments = "repro_callbacks.command.main", self.arguments(task)
+        if not task.fresh:
+            home, arguments = "repro_callbacks.command.forked", arguments[1:]
         try:
-            runpy.run_module("repro_callbacks", run_name="__main__", alter_sys=True)
+            code = importlib.import_module(home).main(arguments)
         except SystemExit as error:
-            if error.code not in (None, 0):
-                raise
+            code = error.code
+        if code not in (None, 0):
+            raise SystemExit(code)
         return results.read_file(path)
 
 

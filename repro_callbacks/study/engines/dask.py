@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from repro_callbacks.study.engines.base import Site
-from repro_callbacks.study.launcher import Nursery, run_one
+from repro_callbacks.study.engines.launcher import Nursery, run_one
 from repro_callbacks.study.problems import require
 from repro_callbacks.study.task import RECORD, Context, Outcome, Task
 

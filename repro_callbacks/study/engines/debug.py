@@ -6,9 +6,9 @@ import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
-from repro_callbacks.study import child
+from repro_callbacks.study.engines import child
 from repro_callbacks.study.engines.base import Site
-from repro_callbacks.study.launcher import Nursery, run_one
+from repro_callbacks.study.engines.launcher import Nursery, run_one
 from repro_callbacks.study.targets import CommandTarget, Target
 from repro_callbacks.study.task import Outcome, Task
 

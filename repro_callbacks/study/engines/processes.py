@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from repro_callbacks.study.engines.base import Site
-from repro_callbacks.study.launcher import Nursery
+from repro_callbacks.study.engines.launcher import Nursery
 from repro_callbacks.study.task import Outcome, Task
 
 

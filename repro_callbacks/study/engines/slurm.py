@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from repro_callbacks.study.engines.base import Site
-from repro_callbacks.study.launcher import Nursery, run_one
+from repro_callbacks.study.engines.launcher import Nursery, run_one
 from repro_callbacks.study.problems import require
 from repro_callbacks.study.task import Context, Outcome, Task
 

@@ -2,7 +2,7 @@
 
 A fork of it is as good as a new interpreter, because it has drawn no random number, made no tensor and started no
 thread; where an import did start one, each run gets a new interpreter instead. It dies with whoever started it, and
-every run dies with it. Used through :class:`repro_callbacks.study.launcher.Nursery`.
+every run dies with it. Used through :class:`repro_callbacks.study.engines.launcher.Nursery`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import json
 import os
 import pickle
 import selectors
@@ -20,13 +21,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from repro_callbacks.study import child, oom
+from repro_callbacks.study.engines import child, oom
 from repro_callbacks.study.targets import Target
 from repro_callbacks.study.task import Context, Task
 
@@ -73,6 +74,7 @@ class _Server:
         self.parent = os.getppid()
         self.counters = oom.counters()
         self.oom_kills = oom.read(self.counters)
+        self.known: frozenset[str] | None = None  # the modules that are imported, until a run has shown what it lacks
         self.waker, self.wakes = os.pipe()
         for end in (self.waker, self.wakes):
             os.set_blocking(end, False)
@@ -84,6 +86,7 @@ class _Server:
             self.targets, warning = _load(self.context)
             if warning:
                 self.targets = {}
+            self.known = frozenset(sys.modules)
         self.connection.send(("ready", warning))
 
     def serve(self) -> None:
@@ -124,8 +127,9 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for end in (self.waker, self.wakes, self.connection.fileno(), *self.keep_open):
                 os.close(end)
+            child.disown()
             child.enter(self.context, task, nursery)
-            child.run(self.context, self.targets[task.variant], task)
+            child.run(self.context, self.targets[task.variant], task, self.known)
         except BaseException:  # noqa: BLE001 - this process must not go on as the nursery
             traceback.print_exc()
         finally:
@@ -135,9 +139,9 @@ class _Server:
         path = self.files / f"{task.name.replace('/', '-')}.task"
         path.write_bytes(pickle.dumps(task))
         arguments = [str(self.files / "context"), str(path), str(os.getpid())]
-        code = "import sys; sys.path[:] = {!r}; from repro_callbacks.study import child; child.main(*sys.argv[1:])"
+        code = "import sys; sys.path[:] = {!r}; from {} import child; child.main(*sys.argv[1:])"
         process = subprocess.Popen(
-            [sys.executable, "-c", code.format(list(self.context.path)), *arguments],
+            [sys.executable, "-c", code.format(list(self.context.path), __package__), *arguments],
             start_new_session=True,
             stdin=subprocess.DEVNULL,
         )
@@ -161,6 +165,7 @@ class _Server:
                 continue
             _kill_group(pid)
             running = self.running.pop(pid)
+            self.learn(Path(running.task.folder, child.IMPORTS))
             code = os.waitstatus_to_exitcode(status)
             self.connection.send(
                 Ended(
@@ -172,6 +177,26 @@ class _Server:
                     out_of_memory=self._out_of_memory() if code == -signal.SIGKILL and not running.overdue else "",
                 )
             )
+
+    def learn(self, file: Path) -> None:
+        """Import what the first run had to import while it ran, so that the others don't have to.
+
+        It is tried in a fork first: what would make forks unsafe is left to the runs.
+        """
+        if self.known is None or not file.exists():
+            return
+        self.known, missed = None, json.loads(file.read_text())
+        scout = os.fork()
+        if scout == 0:
+            try:
+                signal.alarm(60)  # an import that waits for something must not hold up the study
+                _import(missed)
+                os._exit(1 if _unsafe() else 0)
+            finally:
+                os._exit(1)
+        if os.waitstatus_to_exitcode(os.waitpid(scout, 0)[1]) == 0:
+            _import(missed)
+            gc.freeze()
 
     def _out_of_memory(self) -> str:
         """Say whether the OOM killer has killed something since a run was last killed."""
@@ -204,6 +229,13 @@ def _load(context: Context) -> tuple[Mapping[str, Target], str]:
     gc.collect()
     gc.freeze()  # or the first collection in each fork would copy all that was imported
     return targets, _unsafe()
+
+
+def _import(names: Sequence[str]) -> None:
+    for name in names:
+        # The run could import it where it did; if it can't be had ahead of that, each run imports it there again.
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
 
 
 def _unsafe() -> str:
@@ -253,3 +285,4 @@ def main(descriptor: str, files: str, *keep_open: str) -> None:
             connection.send(("broken", traceback.format_exc()))
     finally:
         server.close()
+    child.leave()

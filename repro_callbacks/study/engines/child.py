@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import dataclasses
+import json
 import os
 import pickle
 import signal
@@ -12,27 +13,38 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+import weakref
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
+from repro_callbacks.study.engines import preload
 from repro_callbacks.study.results import ResultError
 from repro_callbacks.study.targets import Target
 from repro_callbacks.study.task import LOG, RECORD, Context, Outcome, Task
 
-RUN_DIRECTORY_VARIABLE = "REPRO_CALLBACKS_RUN_DIR"
+IMPORTS: Final = "imports.json"
+RUN_DIRECTORY_VARIABLE: Final = "SEED_STUDY_RUN_DIR"
 """Names the run's own folder, for whatever a training wants to leave there."""
 
 
-def run(context: Context, target: Target, task: Task) -> NoReturn:
+def run(context: Context, target: Target, task: Task, known: Collection[str] | None = None) -> NoReturn:
     """Run a task in this process, which ends with it. The outcome is left in the task's folder.
 
     Nothing is left behind for the next run: there is none in this process.
+
+    Args:
+        context: What all runs have in common.
+        target: What to run.
+        task: The run.
+        known: If given, leave a list of the modules that were imported besides these, too.
     """
     _forget_entropy()
     outcome = execute(context, target, task)
+    if known is not None and outcome.status == "done":
+        Path(task.folder, IMPORTS).write_text(json.dumps(preload.imported_since(known)))
     outcome.save(task.folder, context.study)
-    _leave()
+    leave()
 
 
 def execute(context: Context, target: Target, task: Task) -> Outcome:
@@ -44,7 +56,8 @@ def execute(context: Context, target: Target, task: Task) -> Outcome:
     except ResultError as error:
         failed = dataclasses.replace(failed, cause="metric", error=str(error))
     except SystemExit as error:
-        failed = dataclasses.replace(failed, cause="exit", error=f"left by sys.exit({error.code!r})")
+        cause, text = _left(error.code)
+        failed = dataclasses.replace(failed, cause=cause, error=text)
     except BaseException as error:  # noqa: BLE001 - whatever ends a run is its outcome, and is reported
         traceback.print_exc()
         failed = dataclasses.replace(failed, cause="raised", error=_in_one_line(error))
@@ -111,6 +124,24 @@ def _forget_entropy() -> None:
         transform.Randomizable.R = np.random.RandomState()
 
 
+def disown() -> None:
+    """Leave what the parent's imports want to have cleared away when they end (temporary files, registries) to it.
+
+    A fork would clear it away a second time, and for torch's operators alone that takes half as long as a fork does.
+    """
+    # There is no public way to list them.
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
+
+
+def _left(code: object) -> tuple[str, str]:
+    if (
+        isinstance(code, int) and 128 < code <= 128 + signal.NSIG
+    ):  # as shells and `run` tell that a signal ended a command
+        return "killed", f"a process of it was killed by {signal.Signals(code - 128).name}"
+    return "exit", f"left by sys.exit({code!r})"
+
+
 def _in_one_line(error: BaseException) -> str:
     return " ".join("".join(traceback.format_exception_only(error)).split())[:500]
 
@@ -124,7 +155,7 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _leave() -> NoReturn:
+def leave() -> NoReturn:
     """End the process as multiprocessing ends its own: threads joined, exit handlers run, memory not torn down.
 
     Tearing down torch, Lightning and MONAI takes a third of a second, which nobody reads anything from.
@@ -146,7 +177,7 @@ def main(context_file: str, task_file: str, parent: str) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the user's module runs here
         traceback.print_exc()
         Outcome(task.name, task.attempt, "failed", "raised", _in_one_line(error)).save(task.folder, context.study)
-        _leave()
+        leave()
     run(context, targets[task.variant], task)
 
 

@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from repro_callbacks.study.nursery import Ended
+from repro_callbacks.study.engines.nursery import Ended
 from repro_callbacks.study.problems import StudyError
 from repro_callbacks.study.task import Context, Outcome, Task
 
-_CODE = "import sys; sys.path[:] = {!r}; from repro_callbacks.study import nursery; nursery.main(*sys.argv[1:])"
+_CODE = "import sys; sys.path[:] = {!r}; from {} import nursery; nursery.main(*sys.argv[1:])"
 
 
 class Nursery:
@@ -89,7 +89,7 @@ class Nursery:
         arguments = [str(theirs.fileno()), str(self._files), *map(str, self.keep_open)]
         with (self._files / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE.format(list(self.context.path)), *arguments],
+                [sys.executable, "-c", _CODE.format(list(self.context.path), __package__), *arguments],
                 pass_fds=(theirs.fileno(), *self.keep_open),
                 env=self.context.full_environment(),
                 cwd=self.context.directory,

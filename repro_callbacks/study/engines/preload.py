@@ -7,7 +7,8 @@ import dis
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+import sysconfig
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import CodeType
 from typing import Any, Final
@@ -17,6 +18,12 @@ from repro_callbacks.study.targets import CommandTarget, Target
 HEAVY: Final = ("torch", "lightning.pytorch", "pytorch_lightning", "monai", "ignite", "torchvision", "transformers",
                 "pandas", "scipy.stats", "sklearn")  # fmt: skip
 """What takes long to import, and is imported for a function if the study's own process has it."""
+
+_FIRST: Final = (
+    "torch",
+    "torch._dynamo",
+)  # the second is imported by the first optimizer, and takes longer than the first
+_SITES: Final = ("site-packages", "dist-packages")
 
 
 def modules(target: Target) -> list[str]:
@@ -33,9 +40,24 @@ def modules(target: Target) -> list[str]:
     """
     if isinstance(target, CommandTarget):
         found = list(_of_script(target.script, set())) if target.script else []
-        return list(dict.fromkeys(["torch", *found]))
+        return list(dict.fromkeys([*_FIRST, *found]))
     loaded = [name for name in HEAVY if name in sys.modules]
-    return list(dict.fromkeys(["torch", *loaded, *_of_function(target.function)]))
+    return list(dict.fromkeys([*_FIRST, *loaded, *_of_function(target.function)]))
+
+
+def imported_since(before: Collection[str]) -> list[str]:
+    """Return the installed modules that this process has imported and that are not in ``before``, in their order.
+
+    What a training imports only while it runs (a logger's library, parts of torch) can be seen afterwards. The user's
+    own modules are left out: importing them runs the user's code, which belongs into each run.
+    """
+    homes = (*_SITES, sysconfig.get_path("stdlib"))
+    found = []
+    for name, module in list(sys.modules.items()):
+        origin = getattr(getattr(module, "__spec__", None), "origin", None)
+        if name not in before and isinstance(origin, str) and any(home in origin for home in homes):
+            found.append(name)
+    return found
 
 
 def _of_function(function: Callable[..., Any]) -> Iterator[str]:
@@ -81,4 +103,4 @@ def _is_installed(top: str) -> bool:
     except (ImportError, ValueError):
         return False
     origin = spec.origin if spec is not None else None
-    return origin is not None and any(part in ("site-packages", "dist-packages") for part in Path(origin).parts)
+    return origin is not None and any(site in origin for site in _SITES)
