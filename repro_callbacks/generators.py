@@ -1,4 +1,4 @@
-"""The process-wide generators: Python's, NumPy's, torch's and every accelerator's. Seed, key, snapshot, restore, isolate."""
+"""The process-wide generators, Python's, NumPy's, torch's and every accelerator's: seed, key, keep, put back."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from repro_callbacks import keys
 
@@ -20,8 +21,8 @@ class GeneratorStates:
 
     python: tuple[Any, ...]
     numpy: dict[str, Any]
-    torch: torch.Tensor
-    accelerators: dict[str, list[torch.Tensor]]
+    torch: Tensor
+    accelerators: dict[str, list[Tensor]]
 
 
 def seed_all(seed: int) -> None:

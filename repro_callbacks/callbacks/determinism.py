@@ -1,4 +1,4 @@
-"""The callback that makes a Lightning run repeatable: seeds, flags, keyed loaders and steps, the record, exact resume."""
+"""The callback that makes a Lightning run repeatable: seeds, flags, keyed loaders and steps, record, exact resume."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from repro_callbacks.record import RunRecord
 class Determinism(Callback):
     """Makes what a Trainer does a function of its seed, bit for bit.
 
-    From the start of ``fit`` (or ``validate``, ``test``, ``predict``) to its end, everything random is keyed by where it is drawn: the order of
-    an epoch, each sample's transforms, what ``training_step`` draws. So the same bits come for any ``num_workers``, whatever
-    other callbacks and validation draw, and from any checkpoint that a run is resumed from. The user's objects are left
-    as they were.
+    From the start of ``fit`` (``validate``, ``test``, ``predict``) to its end, everything random is keyed by where it
+    is drawn: the order of an epoch, each sample's transforms, what ``training_step`` draws. So the same bits come for
+    any ``num_workers``, whatever other callbacks and validation draw, and from any checkpoint that a run is resumed
+    from. The user's objects are left as they were.
 
     A model that is built before ``fit`` takes its weights from whatever was seeded by then: call
     ``set_determinism(seed)`` first, or build it in ``configure_model``.
@@ -41,7 +41,7 @@ class Determinism(Callback):
             (what ``configure_model`` draws), ``"step"`` (what ``training_step`` draws).
         num_workers: Another number of workers than the loaders' own, for every loader. It changes no bits, except of an
             iterable dataset.
-        log: Whether to log the :class:`~repro_callbacks.RunRecord` to the trainer's loggers and to write it beside them.
+        log: Whether to log the :class:`~repro_callbacks.RunRecord` to the trainer's loggers, and write it beside them.
 
     Attributes:
         record: What must be known to repeat the run; None before it has started.
@@ -93,8 +93,8 @@ class Determinism(Callback):
         """The seed of each purpose."""
         return self._seeding.seeds
 
-    # Lightning gives every callback its module's `log` before anything of the user's runs: DataModule.setup, which comes
-    # before Callback.setup, is seeded because of that. Where a new version no longer does it, `setup` begins the run.
+    # Lightning gives every callback its module's `log` before anything of the user's runs: DataModule.setup, which
+    # comes before Callback.setup, is seeded because of that. Should a new version no longer do it, `setup` begins.
     @property
     def log(self) -> Any:
         """The module's ``log``, as Lightning gives it to every callback."""
@@ -132,8 +132,9 @@ class Determinism(Callback):
             raise
         if not weights_were_seeded and any(True for _ in trainer.lightning_module.parameters()):
             warnings.warn(
-                "the model's weights were made before anything was seeded, so that another process makes other ones: call "
-                f"repro_callbacks.set_determinism(seed={self.seed}) before the model is built, or build it in configure_model",
+                "the model's weights were made before anything was seeded, so that another process makes other ones: "
+                f"call repro_callbacks.set_determinism(seed={self.seed}) before the model is built, or build it in "
+                "configure_model",
                 stacklevel=2,
             )
 
@@ -202,6 +203,8 @@ class Determinism(Callback):
         if name == "datamodule.setup":  # the very seed: a split made here is that of seed_everything(seed) too
             generators.seed_all(self._seeding.known)
         elif name in LOADER_METHODS:
+            if name == "train_dataloader":
+                self._run.repairs.note_loaders(trainer)
             key = keys.derive(self.seeds["order"], "loader", name, trainers.loader_epoch(trainer))
             generators.key_all(key)
         else:
@@ -237,7 +240,6 @@ class Determinism(Callback):
         """Repair what Lightning loses when it resumes."""
         if self._run is None:
             return
-        trainers.correct_reload_epoch(trainer)
         self._run.repairs.on_train_start(trainer)
         self.key_hook(trainer, "on_train_start callbacks")
 
@@ -252,7 +254,14 @@ class Determinism(Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Key what other callbacks draw at the end of an epoch."""
+        if self._run is not None:
+            self._run.repairs.on_train_epoch_end(trainer)
         self.key_hook(trainer, "on_train_epoch_end callbacks")
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Make up for what was lost in the last epoch of all."""
+        if self._run is not None:
+            self._run.repairs.make_up_for_plateaus(trainer, trainer.current_epoch)
 
     def _make_record(self, trainer: Any, pl_module: Any) -> None:
         if self._run is None:
@@ -270,7 +279,7 @@ class Determinism(Callback):
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the record and what the repairs need, as plain values (``torch.load(weights_only=True)`` reads them)."""
+        """Return the record and what the repairs need, as values that ``torch.load(weights_only=True)`` reads."""
         if self._run is None or self.record is None:
             return {}
         return {
@@ -287,8 +296,8 @@ class Determinism(Callback):
             self._run.repairs.load_state_dict(state_dict.get("repairs", {}))
             if state_dict.get("seeds") not in (None, self.seeds):
                 warnings.warn(
-                    f"the checkpoint was made with the seeds {state_dict['seeds']} and the run goes on with {self.seeds}: it is "
-                    "not the run that was never stopped. Give Determinism the checkpoint's seeds.",
+                    f"the checkpoint was made with the seeds {state_dict['seeds']} and the run goes on with "
+                    f"{self.seeds}: it is not the run that was never stopped. Give Determinism the checkpoint's seeds.",
                     stacklevel=2,
                 )
 
@@ -340,8 +349,8 @@ class _Run:
             loader = loader.wrapped
         if not isinstance(loader, DataLoader):
             warnings.warn(
-                f"{type(loader).__name__} is not a DataLoader, so what it draws can't be keyed by position: it repeats only as "
-                "far as it does by itself, and does not resume. Return a torch DataLoader (or a MONAI one) instead.",
+                f"{type(loader).__name__} is not a DataLoader, so what it draws can't be keyed by position: it repeats "
+                "only as far as it does by itself, and does not resume. Return a torch DataLoader (or a MONAI one).",
                 stacklevel=2,
             )
             return loader

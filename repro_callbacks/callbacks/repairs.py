@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from repro_callbacks.callbacks import trainer as trainers
+
 
 class Repairs:
-    """What a resumed run would lose.
+    """What a resumed run would lose, and gets back.
 
-    ``ReduceLROnPlateau``, stepped per epoch: a checkpoint at the end of an epoch or of its validation is written before
-    the update, and Lightning skips the update when it resumes. So the monitored value is kept with the checkpoint,
-    and the update is made up for at the start of the next epoch, if nobody has made it by then.
+    - ``ReduceLROnPlateau``, stepped per epoch: Lightning skips its update at the end of the epoch in which a run is
+      resumed, and at the end of one that was saved before the update. So the monitored value is kept with the
+      checkpoint, and the update is made when the next epoch begins, if nobody has made it by then.
+    - A run that was saved at the last batch of an epoch skips that epoch's validation, and the hooks of the next one's
+      start. Both are made up for. (Its ``on_train_epoch_end`` hooks stay skipped.)
+    - With ``max_steps``, a run that is resumed from the end of an epoch trains one batch more and ends that epoch twice.
+    - With ``reload_dataloaders_every_n_epochs``, a resumed run counts the epochs to the next reload anew.
     """
 
     def __init__(self) -> None:
         self._pending: list[dict[str, Any]] = []
+        self._loaders_made: int | None = None
 
     def state_dict(self, trainer: Any) -> dict[str, Any]:
-        """Return the plateau schedulers' monitored values, as plain values."""
+        """Return what the plateau schedulers monitor, as plain values."""
         plateaus = []
         for number, config in enumerate(trainer.lr_scheduler_configs):
             if config.reduce_on_plateau and config.interval == "epoch":
@@ -36,14 +43,38 @@ class Repairs:
         """Take back what :meth:`state_dict` returned."""
         self._pending = list(state.get("plateaus", []))
 
+    def note_loaders(self, trainer: Any) -> None:
+        """Note for which epoch the train loaders are made."""
+        self._loaders_made = trainers.loader_epoch(trainer)
+
     def on_train_start(self, trainer: Any) -> None:
-        """Nothing yet."""
+        """Make up for a lost validation, and set the counters right."""
+        trainers.leave_finished_epoch(trainer)
+        if trainers.saved_at_last_batch(trainer):
+            if trainers.lost_validation(trainer):
+                trainers.run_lost_validation(trainer)
+            trainers.begin_next_epoch(trainer)
+        if trainer.reload_dataloaders_every_n_epochs:
+            right = self._loaders_made in (None, trainers.loader_epoch(trainer))
+            # An optimizer that asks for the number of steps has the loaders made before the epoch is known.
+            trainers.set_reload_epoch(trainer, trainers.loader_epoch(trainer) if right else float("-inf"))
 
     def on_train_epoch_start(self, trainer: Any) -> None:
-        """Make the update that the resume has skipped."""
-        pending, self._pending = self._pending, []
-        for saved in pending:
+        """Make the update of a plateau scheduler that the resume has skipped."""
+        self.make_up_for_plateaus(trainer, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        """Count the epochs to the next reload as a run that never stopped does."""
+        if trainer.reload_dataloaders_every_n_epochs:
+            trainers.set_reload_epoch(trainer, trainers.loader_epoch(trainer))
+
+    def make_up_for_plateaus(self, trainer: Any, epoch: int) -> None:
+        """Make the updates due before ``epoch`` that nobody has made."""
+        due = [saved for saved in self._pending if saved["epoch"] + 1 == epoch]
+        self._pending = [saved for saved in self._pending if saved["epoch"] + 1 > epoch]
+        for saved in due:
             config = trainer.lr_scheduler_configs[saved["scheduler"]]
-            due = (saved["epoch"] + 1) % config.frequency == 0 and trainer.current_epoch == saved["epoch"] + 1
-            if due and saved["value"] is not None and config.scheduler.last_epoch == saved["steps"]:
-                config.scheduler.step(saved["value"])
+            monitored = trainer.callback_metrics.get(config.monitor)  # of the rest of the epoch, if it was trained here
+            value = saved["value"] if monitored is None else float(monitored)
+            if epoch % config.frequency == 0 and value is not None and config.scheduler.last_epoch == saved["steps"]:
+                config.scheduler.step(value)

@@ -70,7 +70,7 @@ class Seeding:
 
 
 def _draw() -> int:
-    # Lightning starts the other ranks before any hook runs, so the seed is drawn, and handed on, when the callback is made.
+    # Lightning starts the other ranks before any hook runs: so the seed is drawn, and handed on, at once.
     if "LOCAL_RANK" not in os.environ or _DRAWN not in os.environ:
         os.environ[_DRAWN] = str(secrets.randbelow(keys.MAX_SEED + 1))
     return int(os.environ[_DRAWN])

@@ -20,7 +20,7 @@ class Step(NamedTuple):
 
 
 def stage_of(trainer: Any) -> str:
-    """Return ``"train"``, ``"validate"`` (the sanity check too), ``"test"``, ``"predict"``, or ``"setup"`` before any."""
+    """Return ``"train"``, ``"validate"`` (sanity check too), ``"test"``, ``"predict"``, or ``"setup"`` before any."""
     stage = trainer.state.stage
     return "setup" if stage is None else _STAGES[stage.value]
 
@@ -98,10 +98,71 @@ def loader_epoch(trainer: Any) -> int:
     return (epoch // every) * every if every else 0
 
 
-def correct_reload_epoch(trainer: Any) -> None:
-    """Let a resumed trainer reload its loaders in the epochs in which a run that never stopped does."""
-    if trainer.reload_dataloaders_every_n_epochs:
-        trainer.fit_loop._last_train_dl_reload_epoch = loader_epoch(trainer)
+def set_reload_epoch(trainer: Any, epoch: float) -> None:
+    """Tell a trainer in which epoch it has made its train loaders; minus infinity makes it make them anew."""
+    trainer.fit_loop._last_train_dl_reload_epoch = epoch
+
+
+def leave_finished_epoch(trainer: Any) -> None:
+    """Let a resumed trainer with ``max_steps`` go on with the next epoch after one that was finished when it was saved.
+
+    Lightning does so only without ``max_steps``; with it, it trains one more batch and ends the epoch a second time.
+    """
+    fit_loop = trainer.fit_loop
+    if not (fit_loop.restarting and fit_loop.restarted_on_epoch_end and trainer.max_steps != -1):
+        return
+    for loop in (fit_loop, fit_loop.epoch_loop, fit_loop.epoch_loop.val_loop):
+        loop._restarting = False  # not the property: with max_steps its setter makes True of False
+        loop.reset_restart_stage()
+    fit_loop.epoch_progress.increment_completed()
+
+
+def saved_at_last_batch(trainer: Any) -> bool:
+    """Whether a trainer is resumed from the last batch of an epoch, before the end of that epoch."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    return bool(epoch_loop.restarted_on_train_batch_end and epoch_loop.batch_progress.is_last_batch)
+
+
+def begin_next_epoch(trainer: Any) -> None:
+    """Let a trainer that was saved at the last batch of an epoch call the hooks of the next one's start, too.
+
+    Where the loader has no length, Lightning does not see that the epoch has ended, and counts its batches on.
+    """
+    fit_loop = trainer.fit_loop
+    fit_loop.reset_restart_stage()
+    fit_loop._restarting = False  # of this loop alone; while it is True, plateau schedulers are not updated
+    if fit_loop.max_batches == float("inf"):
+        epoch_loop = fit_loop.epoch_loop
+        epoch_loop._batches_that_stepped += not epoch_loop._should_accumulate()
+        epoch_loop.batch_progress.increment_completed()
+        epoch_loop._restarting = False
+        epoch_loop.reset_restart_stage()
+
+
+def lost_validation(trainer: Any) -> bool:
+    """Whether a validation was due after the last batch of an epoch, at which a trainer was saved."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    every = trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or not isinstance(trainer.val_check_batch, int):
+        return False
+    if every is None:
+        return bool((epoch_loop.total_batch_idx + 1) % trainer.val_check_batch == 0)
+    ended = trainer.current_epoch  # it counts the epoch as completed already
+    return bool(ended % every == 0 and trainer.fit_loop.max_batches % trainer.val_check_batch == 0)
+
+
+def run_lost_validation(trainer: Any) -> None:
+    """Validate as at the end of the epoch before."""
+    fit_loop = trainer.fit_loop
+    val_loop, progress = fit_loop.epoch_loop.val_loop, fit_loop.epoch_progress.current
+    val_loop._restarting = False
+    progress.completed -= 1
+    trainer.validating = True
+    try:
+        val_loop.run()
+    finally:
+        trainer.training = True
+        progress.completed += 1
 
 
 def _loops(trainer: Any) -> list[tuple[str, Any]]:

@@ -5,6 +5,7 @@ The same function runs in a worker and in the main process, so that both give th
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -100,7 +101,7 @@ def index_component(index: Any) -> keys.Component:
     if isinstance(index, str):
         return index
     try:
-        return index.__index__()
+        return operator.index(index)
     except (AttributeError, TypeError):
         raise TypeError(
             f"the sampler yields {index!r} of type {type(index).__name__}, and samples are keyed by their index: "

@@ -24,7 +24,7 @@ _ROWS = _PLAIN | {dict, list, tuple, torch.Tensor}
 _MANY = 2000
 """A container with more entries than this that holds nothing but plain rows is data: only its start is looked into."""
 _SKIPPED_CLASSES = frozenset({"Trainer", "LightningModule", "Tensor", "DataFrame", "Series"})
-_SHARED = frozenset(map(id, (np.random.mtrand._rand, torch.default_generator, random._inst)))  # type: ignore[attr-defined]
+_SHARED = frozenset(map(id, (np.random.mtrand._rand, torch.default_generator, random._inst)))
 """The process-wide generators, which :mod:`repro_callbacks.generators` keys."""
 
 
@@ -96,7 +96,7 @@ def _cell(cell: types.CellType) -> Any:
 
 
 def has_own_stream(obj: object) -> bool:
-    """Whether an object draws from an ``R`` of its own as MONAI's ``Randomizable`` does, so that ``R`` can be replaced."""
+    """Whether an object draws from an ``R`` as MONAI's ``Randomizable`` does, so that ``R`` can be replaced."""
     if isinstance(obj, type) or not hasattr(obj, "__dict__") or not callable(getattr(obj, "set_random_state", None)):
         return False
     return isinstance(getattr(obj, "R", None), np.random.RandomState) and not hasattr(
@@ -204,10 +204,10 @@ def _key_generator(generator: Any, key: bytes) -> None:
         generator.manual_seed(keys.words64(key)[0])
     elif isinstance(generator, random.Random):
         generator.seed(int.from_bytes(key[:16], "little"))
-    elif isinstance(generator, np.random.RandomState) and isinstance(generator._bit_generator, np.random.MT19937):  # type: ignore[attr-defined]
+    elif isinstance(generator, np.random.RandomState) and isinstance(generator._bit_generator, np.random.MT19937):
         generator.seed(keys.words32(key)[:4])
     elif isinstance(generator, np.random.RandomState):
-        fresh = type(generator._bit_generator)(list(keys.words32(key)[:4])).state  # type: ignore[attr-defined]
+        fresh = type(generator._bit_generator)(list(keys.words32(key)[:4])).state
         generator.set_state({**fresh, "has_gauss": 0, "gauss": 0.0})
     else:
         generator.bit_generator.state = type(generator.bit_generator)(list(keys.words32(key)[:4])).state

@@ -116,7 +116,7 @@ class KeyedLoader(DataLoader[Any]):
         return self._engine.num_workers
 
     @property
-    def _iterator(self) -> Any:  # type: ignore[override]
+    def _iterator(self) -> Any:
         # Lightning shuts persistent workers down through this attribute of torch's DataLoader.
         return self._engine._iterator
 
@@ -168,8 +168,8 @@ class KeyedLoader(DataLoader[Any]):
         if self.iterable and state["num_workers"] != self.num_workers and state["batch"]:
             raise ValueError(
                 f"this state was made with num_workers={state['num_workers']}, and the loader has "
-                f"num_workers={self.num_workers}: the samples of an iterable dataset depend on it, so a run resumes only with "
-                "the same number (a map-style dataset resumes with any)"
+                f"num_workers={self.num_workers}: the samples of an iterable dataset depend on it, so a run resumes "
+                "only with the same number (a map-style dataset resumes with any)"
             )
         self._resumed = dict(state)
 
@@ -283,7 +283,7 @@ class _WorkerInit:
         info = get_worker_info()
         if info is not None:
             # What people read here is their own dataset; WorkerInfo refuses assignment.
-            object.__setattr__(info, "dataset", info.dataset.dataset)
+            object.__setattr__(info, "dataset", info.dataset.dataset)  # type: ignore[attr-defined]
         generators.key_all(keys.derive(self.seed, "worker init", _rank(), worker))
         if self.worker_init_fn is not None:
             self.worker_init_fn(worker)
@@ -327,8 +327,8 @@ def keyed(
     """Return a loader over the same data whose batches are a function of seed, epoch and index alone.
 
     For a plain PyTorch or MONAI loop; inside Lightning the ``Determinism`` callback does it. Any ``num_workers`` gives
-    the same bits, and a run goes on from :meth:`KeyedLoader.state_dict` at any batch. Each batch that is handed out also
-    keys the process-wide generators, so that dropout in the loop's body is a function of epoch and batch too.
+    the same bits, and a run goes on from :meth:`KeyedLoader.state_dict` at any batch. Each batch that is handed out
+    also keys the process-wide generators, so that dropout in the loop's body is a function of epoch and batch too.
 
     Args:
         loader: A DataLoader of torch, MONAI or torchdata, map-style or iterable. It is left as it is.
@@ -359,8 +359,8 @@ def keyed(
 def worker_init_fn(worker: int) -> None:
     """Seed a worker's process-wide generators and what its dataset holds, from the seed that the loader gives it.
 
-    For those who want only that: ``DataLoader(..., worker_init_fn=worker_init_fn)`` in place of MONAI's. Results hold for
-    a fixed ``num_workers``; for any, use :func:`keyed` or ``Determinism``.
+    For those who want only that: ``DataLoader(..., worker_init_fn=worker_init_fn)`` in place of MONAI's. Results hold
+    for a fixed ``num_workers``; for any, use :func:`keyed` or ``Determinism``.
 
     Args:
         worker: The worker's number, as torch passes it.

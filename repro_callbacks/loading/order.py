@@ -38,16 +38,16 @@ def batches(loader: DataLoader[Any], key: bytes, start: int = 0) -> Iterator[tup
         start: How many batches to pass over.
     """
     excluded = [loader.dataset]
-    batch_sampler: Any = loader.batch_sampler
+    batch_sampler = _as_torchs(loader.batch_sampler)
     if batch_sampler is None:  # batch_size=None: one index at a time
         for index, occurrence in itertools.islice(_drawn(loader.sampler, key, excluded), start, None):
             yield index, [occurrence]
     elif type(batch_sampler) is BatchSampler:
+        again: Any = copy.copy(batch_sampler)
         drawn = _drawn(batch_sampler.sampler, key, excluded)
-        again = copy.copy(batch_sampler)
-        again.sampler = itertools.islice(drawn, start * batch_sampler.batch_size, None)  # type: ignore[assignment]
+        again.sampler = itertools.islice(drawn, start * batch_sampler.batch_size, None)
         for batch in again:
-            yield [index for index, _ in batch], [occurrence for _, occurrence in batch]  # type: ignore[misc]
+            yield [index for index, _ in batch], [occurrence for _, occurrence in batch]
     else:
         count = _counter()
         for number, indices in enumerate(isolated(batch_sampler, key, excluded)):
@@ -56,7 +56,18 @@ def batches(loader: DataLoader[Any], key: bytes, start: int = 0) -> Iterator[tup
                 yield indices, occurrences
 
 
+def _as_torchs(sampler: Any) -> Any:
+    """Return torchdata's stateful version of a torch sampler, which has the same attributes, as torch's own."""
+    kind = {"RandomSampler": RandomSampler, "BatchSampler": BatchSampler}.get(type(sampler).__name__)
+    if kind is None or not type(sampler).__module__.startswith("torchdata."):
+        return sampler
+    plain: Any = object.__new__(kind)
+    vars(plain).update(vars(sampler))
+    return plain
+
+
 def _drawn(sampler: Any, key: bytes, excluded: list[Any]) -> Iterator[Drawn]:
+    sampler = _as_torchs(sampler)
     kind = type(sampler)
     if kind is SequentialSampler:
         return zip(sampler, itertools.repeat(0))
@@ -93,7 +104,7 @@ def _distributed(
 ) -> Iterator[Drawn]:
     """Deal out the order of another sampler to the ranks, as Lightning's ``DistributedSamplerWrapper`` does.
 
-    It is not shuffled once more, and an index is counted over all ranks, so that the samples do not depend on how many there are.
+    It is not shuffled once more, and an index is counted over all ranks: the samples do not depend on their number.
     """
     order = list(_drawn(wrapped, key, excluded))
     positions = copy.copy(sampler)
