@@ -115,6 +115,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
         NotComparable: If there is no fingerprint, or one that can't be read.
 
     Example:
+        >>> from repro_callbacks.fingerprint import NotComparable
         >>> try:
         ...     compare("no/such/run", "no/such/run")
         ... except NotComparable as error:
@@ -138,6 +139,8 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> Comparison:
         notes += _harmless(ours[rank], theirs[rank])
         return Comparison(Path(a), Path(b), _count(ours[rank]), None, tuple(notes), both)
     cause = CAUSES[found.cause]
+    if found.cause == "resume":  # its own words say where
+        notes = [note for note in notes if " was resumed at " not in note]
     divergence = Divergence(
         cause.name,
         found.sentence,

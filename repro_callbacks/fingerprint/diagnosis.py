@@ -69,7 +69,7 @@ def _step(a: Run, b: Run, line: Line, other: Line, fields: tuple[str, ...], rank
     here = " and ".join(filter(None, [", ".join(same[:-1]), *same[-1:]]))
     agreed = f"while {here} of this step, and all before it, agreed" if same else "while all before it agreed"
     if _other_weights(a, b, position):
-        cause, agreed = "initial weights", "before anything was trained"
+        cause, agreed, details = "initial weights", "before anything was trained", []
     else:
         blamed, told = _resume(a, b, position)
         details += told

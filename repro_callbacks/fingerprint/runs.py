@@ -166,6 +166,21 @@ class Run:
         """Return the last line of a kind, or None."""
         return self.before((1 << 62, 0), kind)
 
+    def sample(self, count: int, kind: str = "step") -> list[dict[str, Any]]:
+        """Return about ``count`` lines, spread evenly over the bytes of the run, without reading the others."""
+        spans = [segment.end - segment.begin for segment in self.segments]
+        found: dict[Position, dict[str, Any]] = {}
+        for segment, span in zip(self.segments, spans, strict=True):
+            share = max(1, round(count * span / sum(spans)))
+            for number in range(share + 1):
+                line = segment.next(kind, segment.begin + (span - 1) * number // share)
+                if line is not None and (segment.limit is None or position_of(line[1]) < segment.limit):
+                    found[position_of(line[1])] = line[1]
+        last = self.last(kind)
+        if last is not None:
+            found[position_of(last)] = last
+        return [found[position] for position in sorted(found)]
+
     @property
     def end(self) -> dict[str, Any] | None:
         """The line that says that the training ended by itself; None if it was stopped, or still runs."""
