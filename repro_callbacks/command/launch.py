@@ -26,6 +26,7 @@ from repro_callbacks.callbacks.settings import NAMES, Settings, parse_seed
 
 STARTUP: Final = Path(__file__).parent / "startup"
 GRACE_SECONDS: Final = 10.0
+GONE_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.05
 
 
@@ -151,6 +152,7 @@ class Child:
             self.stop()
             raise
         self._signal(signal.SIGKILL)  # ranks that outlived the one that died
+        self._await_group()
         return self._process.returncode
 
     def stop(self) -> None:
@@ -162,6 +164,15 @@ class Child:
         finally:  # a second Ctrl-C does not wait
             self._signal(signal.SIGKILL)
             self._process.wait()
+            self._await_group()
+
+    def _await_group(self) -> None:
+        """Wait until those that were killed are gone: what they held, a port or a file, is free then."""
+        deadline = time.monotonic() + GONE_SECONDS
+        with contextlib.suppress(ProcessLookupError):  # none is left
+            while time.monotonic() < deadline:  # one that init does not collect would stay for ever
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.01)
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # all of them have ended

@@ -74,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the study and return 0; 1 if runs failed or did not repeat, 2 if it can't be run, 130 after Ctrl-C."""
     try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always", NotRepeatableWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotRepeatableWarning)  # said below, after what else there is to say
             result = _report(arguments) if _is_report(arguments) else _study(arguments)
     except (StudyError, ValueError, TypeError, ImportError) as error:
         run_command.tell(str(error))
@@ -83,9 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         run_command.tell("go on with the same command")
         return 130
-    for warning in said:
-        run_command.tell(f"warning: {warning.message}")
     _tell(result)
+    if result.differing:
+        run_command.tell(f"WARNING: {NotRepeatableWarning.of(result.differing)}")
     return 1 if result.failed or result.differing else 0
 
 

@@ -18,7 +18,7 @@ import torch
 
 from repro_callbacks.callbacks.settings import Settings
 from repro_callbacks.command import launch
-from tests.command.processes import COMMAND, SCRIPTS, call, environment, write
+from tests.command.processes import COMMAND, SCRIPTS, call, ends, environment, write
 
 DRAWS = """
 import json, os, random, sys
@@ -232,17 +232,7 @@ def test_the_command_dies_with_a_run_that_is_killed(tmp_path: Path) -> None:
     child = int((tmp_path / "pid").read_text())
     process.kill()
     process.wait(30)
-    deadline = time.monotonic() + 20
-    while _lives(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _lives(child)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert ends(child)
 
 
 def _result(folder: Path, *words: str, seed: str | None = "3407") -> dict[str, Any]:
