@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -12,6 +13,14 @@ class StudyError(RuntimeError):
 
 class NotRepeatableWarning(UserWarning):
     """A seed was run twice on purpose and gave different bits."""
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> NotRepeatableWarning:
+        """Return the warning for some runs."""
+        return cls(
+            f"{', '.join(names)}: run twice, with different results. What differs between two runs of a seed is not "
+            "the seed's doing, and this study can't tell the two apart; repro-callbacks verify and compare find the cause"
+        )
 
 
 def require(module: str, extra: str, purpose: str) -> Any:

@@ -296,13 +296,7 @@ def finish(journal: Journal, report: bool) -> StudyResult:
     entries = tables.in_order(journal)
     differing = tuple(entry["name"] for entry in entries if tables.check_of(journal, entry) in ("differs", "failed"))
     if differing:
-        warnings.warn(
-            f"{', '.join(differing)}: run twice, with different results. What differs between two runs of a seed is "
-            "not the seed's doing, and this study can't tell the two apart; repro-callbacks verify and compare find "
-            "the cause",
-            NotRepeatableWarning,
-            stacklevel=3,
-        )
+        warnings.warn(NotRepeatableWarning.of(differing), stacklevel=3)
     done = [entry for entry in entries if entry["status"] == "done"]
     page = None
     if report and done:
