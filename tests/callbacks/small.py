@@ -35,7 +35,7 @@ class Noise(Dataset[Any]):
         return self.size
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        moved = self.transform({"x": torch.full((1, 4), float(index))})["x"].as_subclass(torch.Tensor)
+        moved = self.transform({"x": torch.full((1, 4), index / self.size)})["x"].as_subclass(torch.Tensor)
         return moved[0] + 0.1 * torch.rand(4) + float(self.rng.random() + random.random() + np.random.rand())
 
 
@@ -69,7 +69,7 @@ def net(name: str = "lightning.pytorch", *, late: bool = False, **methods: Any) 
 
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             self.note(f"validate {dataloader_idx}", batch)
-            self.log("val_loss", self.layers(batch).square().mean() * (1 + torch.rand(())), add_dataloader_idx=False)
+            self.log("val_loss", self.layers(batch).square().mean() * (1 + torch.rand(())))
 
         def test_step(self, batch: Any, batch_idx: int) -> None:
             self.note("test", batch)
