@@ -48,7 +48,13 @@ class ObservedMethod:
         return output
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.__self__, _NAME)
+        if hasattr(self.method, "__self__"):
+            return getattr, (self.method.__self__, _NAME)
+        return _itself, (self.method,)
+
+
+def _itself(method: Any) -> Any:
+    return method
 
 
 def observe(pl_module: Any, observer: Observer) -> Callable[[], None]:
