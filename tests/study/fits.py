@@ -58,12 +58,13 @@ def purposes(seed: int, seeds: dict[str, int]) -> dict[str, float]:
     }
 
 
-def slow(seed: int, marks: str, seconds: float = 0.4) -> dict[str, object]:
-    """Tells by files when it begins and ends, so that a test can count executions."""
-    Path(marks, f"begin-{seed}-{os.getpid()}").touch()
-    time.sleep(seconds)
+def slow(seed: int) -> dict[str, object]:
+    """Tells by files when it begins and ends, so that a test can count executions; the folder is in the environment."""
+    marks = Path(os.environ["TEST_MARKS"])
+    (marks / f"begin-{seed}-{os.getpid()}").touch()
+    time.sleep(float(os.environ["TEST_SECONDS"]))
     trained = train(seed)
-    Path(marks, f"end-{seed}-{os.getpid()}").touch()
+    (marks / f"end-{seed}-{os.getpid()}").touch()
     return trained
 
 

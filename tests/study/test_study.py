@@ -22,14 +22,13 @@ from repro_callbacks.study.task import Outcome
 from tests.study import fits
 
 STUDY = """
-import functools, sys
+import sys
 from repro_callbacks.study import SeedStudy
 from tests.study import fits
 if __name__ == "__main__":
-    out, marks, engine, count, seconds = sys.argv[1:]
+    out, engine, count = sys.argv[1:]
     options = {"cluster": "local", "runs_per_job": 2} if engine == "slurm" else {}
-    fit = functools.partial(fits.slow, marks=marks, seconds=float(seconds))
-    SeedStudy(fit, range(int(count)), metric="loss", out=out, check=1).run(engine, workers=2, **options)
+    SeedStudy(fits.slow, range(int(count)), metric="loss", out=out, check=1).run(engine, workers=2, **options)
 """
 
 
@@ -50,8 +49,9 @@ class Main:
         self.marks.mkdir(exist_ok=True)
         script = folder / "study.py"
         script.write_text(STUDY)
-        self.command = [sys.executable, str(script), str(self.out), str(self.marks), engine, str(count), str(seconds)]
+        self.command = [sys.executable, str(script), str(self.out), engine, str(count)]
         self.env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        self.env |= {"TEST_MARKS": str(self.marks), "TEST_SECONDS": str(seconds)}
         self.process = self.start()
 
     def start(self) -> subprocess.Popen[str]:
@@ -165,17 +165,18 @@ def test_two_processes_do_not_work_on_one_study(tmp_path: Path) -> None:
     study.process.communicate()
 
 
-def test_a_run_that_ended_unrecorded_is_recorded_and_not_run_again(tmp_path: Path) -> None:
+def test_a_run_that_ended_unrecorded_is_recorded_and_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
     """The moment between a result and its line, and a line that was cut off."""
     marks = tmp_path / "marks"
     marks.mkdir()
-    fit = functools.partial(fits.slow, marks=str(marks), seconds=0)
-    quick(tmp_path / "out", fit=fit)
+    monkeypatch.setenv("TEST_MARKS", str(marks))
+    monkeypatch.setenv("TEST_SECONDS", "0")
+    quick(tmp_path / "out", fit=fits.slow)
     journal = tmp_path / "out/runs.jsonl"
     whole = sorted(lines(tmp_path / "out"), key=lambda line: line["seed"])
     kept = [json.dumps(line) + "\n" for line in whole]
     journal.write_text(kept[0] + kept[1][:-30])  # seed 1 cut off, seed 2 not begun
-    result = quick(tmp_path / "out", fit=fit)
+    result = quick(tmp_path / "out", fit=fits.slow)
     assert result.done == 3
     assert len(list(marks.glob("begin-*"))) == 3, "nothing ran again"
     strip = {"ended", "engine"}
