@@ -63,6 +63,8 @@ class Verification:
         else:
             first = f"different: {len(self.divergences)} of {len(others)} runs differ from the reference"
         found = [f"{name}: {divergence}" for name, divergence in self.divergences.items()]
+        if found:
+            found.append("A is the reference, B the run that is named.")
         return "\n".join([first, *found, *self.notes, f"kept in {self.folder}"])
 
     def to_dict(self) -> dict[str, Any]:
