@@ -186,6 +186,7 @@ class _Server:
         if self.known is None or not file.exists():
             return
         self.known, missed = None, json.loads(file.read_text())
+        file.unlink()
         scout = os.fork()
         if scout == 0:
             try:
