@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from repro_callbacks.callbacks import Determinism, Fingerprint
     from repro_callbacks.command.verify import verify
     from repro_callbacks.determinism import get_seed, set_determinism
-    from repro_callbacks.fingerprint import compare
+    from repro_callbacks.fingerprint.compare import compare
     from repro_callbacks.handlers import DeterminismHandler
     from repro_callbacks.loading import keyed, worker_init_fn
     from repro_callbacks.record import RunRecord

@@ -92,7 +92,13 @@ def _draw(*_: Any, **__: Any) -> None:
     random.random(), np.random.rand(), torch.rand(1)
 
 
-for _hook in ["setup", "on_fit_start", "on_sanity_check_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end", "on_validation_start", "on_validation_batch_start", "on_validation_end", "on_save_checkpoint"]:
+_HOOKS = [
+    *("setup", "on_fit_start", "on_sanity_check_start", "on_train_start", "on_train_epoch_start"),
+    *("on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward"),
+    *("on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end", "on_validation_start"),
+    *("on_validation_batch_start", "on_validation_end", "on_save_checkpoint"),
+]
+for _hook in _HOOKS:
     setattr(Draws, _hook, _draw)
 
 

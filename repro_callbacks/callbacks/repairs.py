@@ -13,8 +13,8 @@ class Repairs:
     - ``ReduceLROnPlateau``, stepped per epoch: Lightning skips its update at the end of the epoch in which a run is
       resumed, and at the end of one that was saved before the update. So the monitored value is kept with the
       checkpoint, and the update is made when the next epoch begins, if nobody has made it by then.
-    - A run that was saved at the last batch of an epoch skips that epoch's validation, and the hooks of the next one's
-      start. Both are made up for. (Its ``on_train_epoch_end`` hooks stay skipped.)
+    - A run that was saved at the last batch of an epoch skips that epoch's validation, and the hooks of the start of
+      the next. Both are made up for. (Its ``on_train_epoch_end`` hooks stay skipped.)
     - With ``max_steps``, a run that is resumed from the end of an epoch trains one batch more and ends that epoch twice.
     - With ``reload_dataloaders_every_n_epochs``, a resumed run counts the epochs to the next reload anew.
     """

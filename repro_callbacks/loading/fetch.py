@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Subset, get_worker_info
 
 from repro_callbacks import generators, keys
 from repro_callbacks.loading.holders import Holders
+from repro_callbacks.loading.problems import DataWatch
 
 
 class Place(NamedTuple):
@@ -56,8 +57,14 @@ class KeyedDataset(Dataset[Any]):
         self.collate_fn = collate_fn
         self.batched = batched
         self.holders = Holders([dataset, collate_fn])
+        self._watch = DataWatch(dataset, self.holders)
 
     def __getitem__(self, request: Request) -> Any:
+        batch = self._fetch(request)
+        self._watch.look()
+        return batch
+
+    def _fetch(self, request: Request) -> Any:
         with one_thread(), self.holders:
             if self.batched:
                 samples: Any = self._samples(request)

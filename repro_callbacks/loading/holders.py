@@ -19,11 +19,11 @@ import torch
 
 from repro_callbacks import keys
 
-_PLAIN = frozenset({str, bytes, bytearray, int, float, bool, complex, type(None), range, slice, type, np.ndarray})
-_ROWS = _PLAIN | {dict, list, tuple, torch.Tensor}
+_PLAIN = frozenset({str, bytes, bytearray, int, float, bool, complex, type(None), range, slice, type})
+_ROWS = _PLAIN | {dict, list, tuple, np.ndarray, torch.Tensor}
 _MANY = 2000
 """A container with more entries than this that holds nothing but plain rows is data: only its start is looked into."""
-_SKIPPED_CLASSES = frozenset({"Trainer", "LightningModule", "Tensor", "DataFrame", "Series"})
+_SKIPPED_CLASSES = frozenset({"Trainer", "LightningModule", "Tensor", "ndarray", "DataFrame", "Series"})
 _SHARED = frozenset(map(id, (np.random.mtrand._rand, torch.default_generator, random._inst)))
 """The process-wide generators, which :mod:`repro_callbacks.generators` keys."""
 
@@ -111,6 +111,11 @@ class Holders:
         roots: The dataset, the collate function, a sampler, ...
         excluded: Objects that are not entered.
 
+    Attributes:
+        randomizables: Objects, and classes of such objects, whose ``R`` is replaced.
+        generators: Other generators, which are keyed where they are.
+        data: The tensors and arrays that were met, for :class:`repro_callbacks.loading.problems.DataWatch`.
+
     Example:
         >>> class Noisy:
         ...     def __init__(self): self.rng = np.random.default_rng()
@@ -126,14 +131,21 @@ class Holders:
     def __init__(self, roots: Iterable[object], excluded: Iterable[object] = ()) -> None:
         self.randomizables: list[Any] = []
         self.generators: list[Any] = []
+        self.data: list[Any] = []
+        classes: dict[type, None] = {}
         replaced: set[int] = set()
         found: list[Any] = []
         for obj in reachable(roots, excluded):
             if has_own_stream(obj):
                 self.randomizables.append(obj)
                 replaced.add(id(obj.R))
+                classes.update((cls, None) for cls in type(obj).__mro__ if "R" in vars(cls))
+            elif isinstance(obj, (torch.Tensor, np.ndarray)):
+                self.data.append(obj)
             elif isinstance(obj, (np.random.RandomState, np.random.Generator, torch.Generator, random.Random)):
                 found.append(obj)
+        # Objects that a transform makes anew in each call share the R of their class.
+        self.randomizables += classes
         self.generators = [g for g in found if id(g) not in _SHARED and id(g) not in replaced]
         self._streams = [_Stream(number) for number in range(1, len(self.randomizables) + 1)]
         self._kept: list[Any] = []
@@ -172,7 +184,7 @@ class Holders:
 
     def __getstate__(self) -> dict[str, Any]:
         # the streams hold nothing that is worth sending to a worker
-        return {"randomizables": self.randomizables, "generators": self.generators}
+        return {"randomizables": self.randomizables, "generators": self.generators, "data": self.data}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

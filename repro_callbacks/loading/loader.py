@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from repro_callbacks import generators, keys
 from repro_callbacks.loading import order
 from repro_callbacks.loading.fetch import KeyedDataset, Place, Request
-from repro_callbacks.loading.problems import warn_of_problems
+from repro_callbacks.loading.problems import has_thread_workers, warn_of_problems
 from repro_callbacks.loading.stream import KeyedStream, StreamPosition, StreamRequest, next_run
 
 
@@ -79,7 +79,7 @@ class KeyedLoader(DataLoader[Any]):
         self._resumed: dict[str, Any] | None = None
         self._plan = _Plan()
         self._engine = self._make_engine(loader, loader.num_workers if num_workers is None else num_workers)
-        warn_of_problems(loader, self._engine.dataset.holders)  # type: ignore[attr-defined]
+        warn_of_problems(loader)
 
     def _make_engine(self, loader: DataLoader[Any], num_workers: int) -> DataLoader[Any]:
         dataset: Any
@@ -96,7 +96,9 @@ class KeyedLoader(DataLoader[Any]):
             pin_memory=loader.pin_memory,
             timeout=loader.timeout if num_workers else 0,
             worker_init_fn=_WorkerInit(loader.worker_init_fn, self.seeds["augment"]),
-            multiprocessing_context=loader.multiprocessing_context if num_workers else None,
+            multiprocessing_context=None
+            if not num_workers or has_thread_workers(loader)
+            else loader.multiprocessing_context,
             generator=torch.Generator(),  # so that starting an iterator draws from nobody else's
             prefetch_factor=loader.prefetch_factor if num_workers else None,
             persistent_workers=loader.persistent_workers and num_workers > 0,

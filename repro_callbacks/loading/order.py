@@ -40,12 +40,11 @@ def batches(loader: DataLoader[Any], key: bytes, start: int = 0) -> Iterator[tup
     excluded = [loader.dataset]
     batch_sampler = _as_torchs(loader.batch_sampler)
     if batch_sampler is None:  # batch_size=None: one index at a time
-        for index, occurrence in itertools.islice(_drawn(loader.sampler, key, excluded), start, None):
+        for index, occurrence in _drawn(loader.sampler, key, excluded, start):
             yield index, [occurrence]
     elif type(batch_sampler) is BatchSampler:
         again: Any = copy.copy(batch_sampler)
-        drawn = _drawn(batch_sampler.sampler, key, excluded)
-        again.sampler = itertools.islice(drawn, start * batch_sampler.batch_size, None)
+        again.sampler = _drawn(batch_sampler.sampler, key, excluded, start * batch_sampler.batch_size)
         for batch in again:
             yield [index for index, _ in batch], [occurrence for _, occurrence in batch]
     else:
@@ -66,13 +65,23 @@ def _as_torchs(sampler: Any) -> Any:
     return plain
 
 
-def _drawn(sampler: Any, key: bytes, excluded: list[Any]) -> Iterator[Drawn]:
+def _drawn(sampler: Any, key: bytes, excluded: list[Any], start: int = 0) -> Iterator[Drawn]:
     sampler = _as_torchs(sampler)
+    if type(sampler) is RandomSampler and _is_permutation(sampler):
+        # What the sampler itself draws; cut before it becomes a list, so that a resume costs no more than a start.
+        order = torch.randperm(len(sampler.data_source), generator=_keyed_copy(sampler, key).generator)
+        return zip(order[start : sampler.num_samples].tolist(), itertools.repeat(0))
+    return itertools.islice(_all_drawn(sampler, key, excluded), start, None)
+
+
+def _is_permutation(sampler: RandomSampler) -> bool:
+    return not sampler.replacement and sampler.num_samples <= len(sampler.data_source)
+
+
+def _all_drawn(sampler: Any, key: bytes, excluded: list[Any]) -> Iterator[Drawn]:
     kind = type(sampler)
     if kind is SequentialSampler:
         return zip(sampler, itertools.repeat(0))
-    if kind is RandomSampler and not sampler.replacement and sampler.num_samples <= len(sampler.data_source):
-        return zip(_keyed_copy(sampler, key), itertools.repeat(0))
     if kind in _SEEDED_BY_GENERATOR:
         return _counted(_keyed_copy(sampler, key))
     wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)
