@@ -57,6 +57,7 @@ def main() -> None:
     )
     evaluator.add_event_handler(Events.COMPLETED, lambda engine: print(f"Dice {engine.state.metrics['dice']:.3f}"))
 
+    determinism = DeterminismHandler(seed=3407)
     trainer = SupervisedTrainer(
         device=device,
         max_epochs=arguments.epochs,
@@ -65,12 +66,18 @@ def main() -> None:
         optimizer=optimizer,
         loss_function=DiceCELoss(softmax=True),
         train_handlers=[
-            DeterminismHandler(seed=3407),
+            determinism,
             LrScheduleHandler(schedule, print_lr=False, epoch_level=False),
             ValidationHandler(interval=1, validator=evaluator),
         ],
     )
-    saved = {"network": network, "optimizer": optimizer, "schedule": schedule, "trainer": trainer}
+    saved = {
+        "network": network,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "trainer": trainer,
+        "determinism": determinism,
+    }
     CheckpointSaver(
         str(arguments.folder), saved, save_interval=arguments.save_every, epoch_level=False, n_saved=1
     ).attach(trainer)

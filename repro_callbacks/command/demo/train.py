@@ -69,6 +69,7 @@ def fit(training: Training) -> dict[str, Any]:
 
     for namespace in NAMESPACES:  # both log to the same place
         logging.getLogger(namespace).setLevel(logging.WARNING)  # no tips and no list of absent accelerators
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # it is resumed from
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # Lightning's, of torch
     folder = Path(training.folder)
     every = training.steps_in_epoch // 4 + 1  # so that the newest checkpoint lies in the middle of an epoch
