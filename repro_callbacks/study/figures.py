@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import matplotlib
@@ -21,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from repro_callbacks.study.analysis import Analysis, VariantAnalysis
 from repro_callbacks.study.cases import Stability
 from repro_callbacks.study.metric import Metric
+from repro_callbacks.study.page import LIGHT
 from repro_callbacks.study.paired import PairedComparison
 from repro_callbacks.study.selection import Selection
 from repro_callbacks.study.statistics import Array
@@ -56,7 +58,28 @@ _STYLE: Final[dict[str, Any]] = {
 _WIDTH: Final = 8.0  # inches; the page scales it
 
 
-def distributions(analysis: Analysis, highlight: Sequence[int] = ()) -> str:
+@dataclass(frozen=True)
+class Drawing:
+    """A figure.
+
+    Attributes:
+        name: Of its file, without the suffix.
+        svg: An element of a page that has the colours ``--ink``, ``--main`` and so on.
+    """
+
+    name: str
+    svg: str
+
+    def file(self) -> str:
+        """Return it as a file of its own, with a white ground and the colours of the light page."""
+        text = re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], self.svg)
+        head, body = text.split(">", 1)
+        head = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" ')
+        head = head.replace(' aria-hidden="true"', "")
+        return f'{head}>\n<rect width="100%" height="100%" fill="{LIGHT["paper"]}"/>{body}\n'
+
+
+def distributions(analysis: Analysis, highlight: Sequence[int] = ()) -> Drawing:
     """Draw each variant's histogram, its runs, its mean with interval, its outliers and the highlighted seeds."""
     shown = [v for v in analysis.variants if v.distribution is not None]
     with matplotlib.rc_context(_STYLE):
@@ -94,7 +117,7 @@ def _distribution(axis: Any, variant: VariantAnalysis, edges: Array, highlight: 
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}" if value >= 0 else ""))
 
 
-def selection(picked: Selection, metric: Metric, name: str) -> str:
+def selection(picked: Selection, metric: Metric, name: str) -> Drawing:
     """Draw what the best of k seeds gains where it is picked, elsewhere, and for normal scores."""
     factor = 100 if metric.points else 1
     with matplotlib.rc_context(_STYLE):
@@ -118,7 +141,7 @@ def selection(picked: Selection, metric: Metric, name: str) -> str:
         return _svg(figure, f"selection-{name}")
 
 
-def differences(pair: PairedComparison, metric: Metric) -> str:
+def differences(pair: PairedComparison, metric: Metric) -> Drawing:
     """Draw the paired differences, their mean with interval, and zero."""
     factor = 100 if metric.points else 1
     with matplotlib.rc_context(_STYLE):
@@ -143,7 +166,7 @@ def differences(pair: PairedComparison, metric: Metric) -> str:
         return _svg(figure, f"differences-{pair.a}-{pair.b}")
 
 
-def sources(found: Sources, metric: Metric, name: str) -> str:
+def sources(found: Sources, metric: Metric, name: str) -> Drawing:
     """Draw the standard deviation that each source makes, with its interval, and that of all together."""
     factor = 100 if metric.points else 1
     rows = [*found.sources, *([found.together] if found.together else [])]
@@ -166,7 +189,7 @@ def sources(found: Sources, metric: Metric, name: str) -> str:
         return _svg(figure, f"sources-{name}")
 
 
-def cases(found: Stability, name: str, limit: int = 25) -> str:
+def cases(found: Stability, name: str, limit: int = 25) -> Drawing:
     """Draw the least stable cases: how many seeds are right, or the range between seeds."""
     table = found.table.head(min(limit, found.flipping)).iloc[::-1]
     with matplotlib.rc_context(_STYLE):
@@ -204,7 +227,7 @@ def _edges(values: Array) -> Array:
     return np.histogram_bin_edges(values, bins=int(np.clip(len(edges) - 1, 8, 60)))
 
 
-def _svg(figure: Figure, name: str) -> str:
+def _svg(figure: Figure, name: str) -> Drawing:
     """Return the figure as an SVG element to put into a page, without a date, with its colours and ids made fit."""
     buffer = io.StringIO()
     FigureCanvasSVG(figure)
@@ -215,8 +238,9 @@ def _svg(figure: Figure, name: str) -> str:
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
     text = re.sub(r'<g id="(?!clip)[^"]*">', "<g>", text)
     # What is left of ids is referred to by others: they must not be those of another figure on the page.
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{re.sub('[^A-Za-z0-9]', '-', name)}-", text)
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{slug}-", text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text.replace("xlink:href", "href"))
     for color, variable in _VARIABLES.items():
         text = text.replace(color, f"var(--{variable})")
-    return text
+    return Drawing(slug, text)

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import jinja2
 from markupsafe import Markup
 
-STYLE = """
-:root { color-scheme: light dark;
-  --paper: #ffffff; --card: #f4f6f8; --ink: #1b2430; --muted: #66717f; --line: #dde2e8;
-  --main: #2563a8; --second: #b45309; --alert: #b4232f; --good: #1c7a4a; }
-@media (prefers-color-scheme: dark) { :root {
-  --paper: #14181e; --card: #1e242c; --ink: #e4e8ed; --muted: #97a2af; --line: #333c47;
-  --main: #6fb1f2; --second: #f0a04b; --alert: #f2777f; --good: #5cc48f; } }
+LIGHT: Final = {
+    "paper": "#ffffff",
+    "card": "#f4f6f8",
+    "ink": "#1b2430",
+    "muted": "#66717f",
+    "line": "#dde2e8",
+    "main": "#2563a8",
+    "second": "#b45309",
+    "alert": "#b4232f",
+    "good": "#1c7a4a",
+}
+DARK: Final = {
+    "paper": "#14181e",
+    "card": "#1e242c",
+    "ink": "#e4e8ed",
+    "muted": "#97a2af",
+    "line": "#333c47",
+    "main": "#6fb1f2",
+    "second": "#f0a04b",
+    "alert": "#f2777f",
+    "good": "#5cc48f",
+}
+
+
+def _variables(colors: Mapping[str, str]) -> str:
+    return " ".join(f"--{name}: {value};" for name, value in colors.items())
+
+
+STYLE: Final = (
+    f"""
+:root {{ color-scheme: light dark; {_variables(LIGHT)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK)} }} }}
+"""
+    + """\
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -48,8 +76,9 @@ summary { cursor: pointer; color: var(--main); margin: .8rem 0; }
 footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 @media print { .scroll { max-height: none; overflow: visible; } }
 """
+)
 
-TEMPLATE = """
+TEMPLATE: Final = """
 {%- macro grid(table) %}
 <div class="scroll"><table>
 <thead><tr>
@@ -89,7 +118,7 @@ TEMPLATE = """
 {% for part in section.parts %}
 {%- if part.kind == "text" %}<p>{{ part.text }}</p>
 {% elif part.kind == "heading" %}<h3>{{ part.text }}</h3>
-{% elif part.kind == "figure" %}<figure role="img" aria-label="{{ part.text }}">{{ part.svg }}
+{% elif part.kind == "figure" %}<figure role="img" aria-label="{{ part.text }}">{{ part.drawing.svg | safe }}
 <figcaption>{{ part.text }}</figcaption></figure>
 {% elif part.kind == "table" %}{{ grid(part) }}
 {% elif part.kind == "folded" %}<details><summary>{{ part.text }}</summary>{{ grid(part) }}</details>

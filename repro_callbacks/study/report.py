@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from repro_callbacks.study.sections import Part
 
 FILE: Final = "report.html"
+FIGURES: Final = "figures"
 
 
 def write_report(
@@ -29,12 +30,12 @@ def write_report(
     confidence: float = CONFIDENCE,
     highlight: Sequence[int] = (),
 ) -> Path:
-    """Write a study's report as one HTML page that needs nothing from elsewhere.
+    """Write a study's report as one HTML page that needs nothing from elsewhere, and its figures as SVG files.
 
     Args:
         runs: One row for each run, as :func:`repro_callbacks.study.analysis.analyse` describes it.
         metric: The column to report on.
-        out_dir: Where ``report.html`` is written; made if it is not there.
+        out_dir: Where ``report.html`` and ``figures/`` are written; made if it is not there.
         cases: Scores of single cases, to see which flip between seeds.
         title: Of the page.
         maximize: Whether a high score is a good one; guessed from the metric's name if not given.
@@ -55,8 +56,6 @@ def write_report(
         ...     path.name, "a gain below 5.4 points" in path.read_text(encoding="utf-8")
         ('report.html', True)
     """
-    from markupsafe import Markup
-
     import repro_callbacks
     from repro_callbacks.study import page, sections
 
@@ -73,16 +72,18 @@ def write_report(
         ],
         cautions=sentences.cautions(analysis),
         tiles=_tiles(analysis),
-        sections=[
-            {"title": section.title, "parts": [{**vars(part), "svg": Markup(part.svg)} for part in section.parts]}
-            for section in shown
-        ],
+        sections=shown,
         footer=_footer(analysis, repro_callbacks.__version__),
     )
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
     path.write_bytes(text.encode())
+    drawings = [part.drawing for section in shown for part in section.parts if part.drawing]
+    if drawings:
+        (folder / FIGURES).mkdir(exist_ok=True)
+    for drawing in drawings:
+        (folder / FIGURES / f"{drawing.name}.svg").write_bytes(drawing.file().encode())
     return path
 
 

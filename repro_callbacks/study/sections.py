@@ -33,7 +33,7 @@ class Part:
 
     kind: str
     text: str = ""
-    svg: Any = ""
+    drawing: figures.Drawing | None = None
     heads: Sequence[str] = ()
     rows: Sequence[Row] = ()
     numbers: Sequence[int] = ()

@@ -83,6 +83,15 @@ def test_figures_are_well_formed_and_share_no_id(page):
     assert not re.search(r"#0[1-6]0[1-6]0[1-6]", page), "every stand-in colour is replaced"
 
 
+def test_figures_are_files_too(tmp_path):
+    write_report(tables.runs(20, ("A", "B")), "val_dice", tmp_path)
+    files = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert files == ["differences-A-B.svg", "distribution.svg", "selection-A.svg", "selection-B.svg"]
+    text = (tmp_path / "figures" / "distribution.svg").read_text(encoding="utf-8")
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in text
+
+
 def test_texts_are_escaped(page):
     assert "&lt;oom&gt; &amp; killed" in page
     assert "<oom>" not in page
