@@ -160,9 +160,12 @@ class DeterminismHandler:
             repairs.warn_of_cut_iteration(engine, loaded)
             repairs.restore(engine, loaded)
             lost_epoch_end = repairs.lost_epoch_end(engine, loaded)
-        for cache in engines.smart_caches(engine):
+        smart_caches = list(engines.smart_caches(engine))
+        for cache in smart_caches:
             smartcache.align(cache, engine.state.epoch - lost_epoch_end)
             smartcache.warn_of_problems(cache, engine.state.dataloader, engine.state.epoch_length)
+        if engine.state.epoch and not smart_caches:
+            smartcache.warn_of_unmanaged(engine.state.dataloader)
         if outermost or self.record is None:
             self._make_record(engine, loaded or {})
         if lost_epoch_end:

@@ -57,3 +57,14 @@ def warn_of_problems(cache: Any, loader: Any, epoch_length: int | None) -> None:
             "num_workers=0. Otherwise the number of workers changes the results.",
             stacklevel=2,
         )
+
+
+def warn_of_unmanaged(loader: Any) -> None:
+    """Say that a resumed dataset is renewed by somebody whom the handler does not know."""
+    dataset = getattr(loader, "dataset", None)
+    if callable(getattr(type(dataset), "update_cache", None)):
+        warnings.warn(
+            f"{type(dataset).__name__} begins with the samples of the first epoch, and what renews them is not known: "
+            "give the engine a SmartCacheHandler, and a resumed run begins with the samples of its epoch",
+            stacklevel=2,
+        )
