@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ EQUAL: Final = 0
 DIFFERENT: Final = 1
 NOT_COMPARABLE: Final = 2
 """The exit codes of ``repro-callbacks compare``."""
+
+_REPEATED: Final = 10_000  # how many batches that were trained twice are looked at
 
 
 @dataclass(frozen=True)
@@ -161,14 +164,16 @@ def _notes(run: Run, name: str) -> list[str]:
     if run.missing is not None:
         notes.append(f"{name} goes on from {run.missing}, which is not there: the steps before can't be compared.")
     repeated = unequal = 0
-    for old, new in run.superseded():
+    for old, new in islice(run.superseded(), _REPEATED):
         repeated += 1
         unequal += old["chain"] != new["chain"]
     for segment in run.resumes:
         notes.append(f"{name} was resumed at epoch {segment.at[0]}, batch {segment.at[1]}.")
     if repeated:
         verdict = "with the same bits" if not unequal else f"and {unequal} of them came out with other bits"
-        notes.append(f"{name} trained {repeated} batches twice, because it was stopped behind a checkpoint, {verdict}.")
+        least = "at least " if repeated == _REPEATED else ""
+        told = f"{name} trained {least}{repeated} batches twice, because it was stopped behind a checkpoint"
+        notes.append(f"{told}, {verdict}.")
     if run.end is None:
         notes.append(f"{name} has no end: it was stopped, or is still running.")
     return notes

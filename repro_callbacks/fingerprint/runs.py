@@ -189,14 +189,24 @@ class Run:
         return None if found is None else found[1]
 
     def superseded(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Yield each superseded step beside the one that counts in its place: a resume that was exact repeats them."""
+        """Yield each step that was trained again after a resume, beside the one that counts in its place.
+
+        A resume that was exact repeats them. What a new start has superseded is another run, and is left out.
+        """
         for number, segment in enumerate(self.all_segments):
-            later = [own.at for own in self.all_segments[number + 1 :]]
-            if later:
-                for line in segment.iterate("step", min(later), None):
-                    counts = self.find(position_of(line))
-                    if counts is not None:
-                        yield line, counts
+            later = self.all_segments[number + 1 :]
+            if not later or not all(own.head["resumed"] for own in later):
+                continue
+            start = min(own.at for own in later)
+            counting = self.iterate("step", start)
+            new = next(counting, None)
+            for old in segment.iterate("step", start, None):
+                while new is not None and position_of(new) < position_of(old):
+                    new = next(counting, None)
+                if new is None:
+                    break
+                if position_of(new) == position_of(old):
+                    yield old, new
 
     def _read(self, path: Path) -> None:
         data, size = _open(path)

@@ -310,6 +310,28 @@ def test_a_batch_as_it_reaches_training_step(tmp_path):
     assert found[0] != found[1] == found[2]
 
 
+def test_a_file_is_the_same_where_each_line_waits_for_an_accelerator(tmp_path, monkeypatch):
+    at_once, waiting = Fingerprint(tmp_path / "a"), Fingerprint(tmp_path / "b")
+    validation = DataLoader(Augmented(), 4)
+    fit(at_once, validation=validation)
+    seen = []
+
+    class Counts(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(len(lines(waiting)))
+            if len(seen) == 3:
+                waiting.state_dict()  # what a checkpoint refers to is in the file
+                seen.append(len(lines(waiting)))
+
+    monkeypatch.setattr("repro_callbacks.fingerprint.recorder.on_accelerator", lambda module: True)
+    fit(waiting, validation=validation, behind=[Counts()])
+    assert seen[:6] == [0, 1, 2, 3, 3, 4]
+    assert [line["chain"] for line in lines(waiting)] == [line["chain"] for line in lines(at_once)]
+    assert [line["metrics"] for line in lines(waiting, "validation")] == [
+        line["metrics"] for line in lines(at_once, "validation")
+    ]
+
+
 # -- ways to train -----------------------------------------------------------------------------------------------------
 
 

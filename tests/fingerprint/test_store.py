@@ -26,7 +26,8 @@ NEW = {"step": "", "validation": ""}
 def write(path, at, steps, previous=None, chains=NEW, end=False, batches=5):
     """Write a segment of steps, numbered through epochs of some batches."""
     with Writer(path) as writer:
-        writer.head({**HEAD, "at": list(at)}, previous, chains)
+        resumed = {"saved": None} if at > (0, 0) else None
+        writer.head({**HEAD, "resumed": resumed, "at": list(at)}, previous, chains)
         begun = writer.segment
         first = at[0] * batches + at[1]
         for number in range(first, first + steps):
@@ -116,6 +117,7 @@ def test_a_new_start_supersedes_all(tmp_path):
     begun, _ = write(path, (0, 0), 9)
     write(path, (0, 0), 3, begun)
     run = Run(path)
+    assert list(run.superseded()) == []
     assert positions(run) == [(0, 0), (0, 1), (0, 2)]
     assert len(run.segments) == 1
     assert len(run.all_segments) == 2
