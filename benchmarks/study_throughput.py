@@ -28,7 +28,7 @@ from typing import Any
 
 BAR = 1.8
 SCRIPTS = 5  # how many new interpreters are timed
-PINNED = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -15,7 +15,7 @@ class Repairs:
       checkpoint, and the update is made when the next epoch begins, if nobody has made it by then.
     - A run that was saved at the last batch of an epoch skips that epoch's validation, and the hooks of the start of
       the next. Both are made up for. (Its ``on_train_epoch_end`` hooks stay skipped.)
-    - With ``max_steps``, a run that is resumed from the end of an epoch trains one batch more and ends that epoch twice.
+    - With ``max_steps``, a run that is resumed from the end of an epoch trains one batch more and ends the epoch twice.
     - With ``reload_dataloaders_every_n_epochs``, a resumed run counts the epochs to the next reload anew.
     """
 

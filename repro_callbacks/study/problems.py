@@ -19,7 +19,7 @@ class NotRepeatableWarning(UserWarning):
         """Return the warning for some runs."""
         return cls(
             f"{', '.join(names)}: run twice, with different results. What differs between two runs of a seed is not "
-            "the seed's doing, and this study can't tell the two apart; repro-callbacks verify and compare find the cause"
+            "the seed's doing, and this study can't tell them apart; repro-callbacks verify and compare find the cause"
         )
 
 
