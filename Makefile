@@ -15,10 +15,10 @@ demo: $(STAMP)  ## the main job on real images: train, then repeat it under othe
 	$(BIN)/repro-callbacks demo
 
 test: $(STAMP)  ## every test, the slow matrix too
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --doctest-modules tests repro_callbacks
 
 quick: $(STAMP)  ## what a developer runs by habit
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal --doctest-modules -m "not slow and not gpu" tests repro_callbacks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
