@@ -20,6 +20,7 @@ from typing import Any
 
 from repro_callbacks.callbacks.settings import Settings
 from repro_callbacks.command import launch, run, seeding
+from repro_callbacks.study.engines.child import DRAWN_VARIABLE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,7 +83,9 @@ def seed_late(settings: Settings) -> None:
     What is imported later is seeded after its import, as there.
     """
     seeding.start(settings.to_environment())
-    random.seed(settings.start_seed)
+    # The script's imports, which would come after this, were done before it: draw what they would have drawn.
+    for _ in range(int(os.environ.pop(DRAWN_VARIABLE, "0"))):
+        random.getrandbits(32)
     for name, seed in (("numpy.random", "seed"), ("torch", "manual_seed")):
         if name in sys.modules:
             getattr(sys.modules[name], seed)(settings.start_seed)

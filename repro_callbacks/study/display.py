@@ -118,7 +118,9 @@ class LiveDisplay(Display):
 
     def refresh(self) -> None:
         """Show the state now."""
-        self._live.update("\n".join(self.lines()), refresh=True)
+        import rich.text
+
+        self._live.update(rich.text.Text("\n".join(self.lines())), refresh=True)  # text: a name may look like markup
 
     def lines(self) -> list[str]:
         """Return what is shown: counts, time left, and the distribution of each variant."""

@@ -24,6 +24,8 @@ from repro_callbacks.study.targets import Target
 from repro_callbacks.study.task import LOG, RECORD, Context, Outcome, Task
 
 IMPORTS: Final = "imports.json"
+DRAWN_VARIABLE: Final = "SEED_STUDY_IMPORTS_DREW"
+"""In a fork: how many words of 32 bits the imports have drawn from Python's generator."""
 RUN_DIRECTORY_VARIABLE: Final = "SEED_STUDY_RUN_DIR"
 """Names the run's own folder, for whatever a training wants to leave there."""
 

@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import pickle
+import random
 import selectors
 import shutil
 import signal
@@ -25,11 +26,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from repro_callbacks.study.engines import child, oom
+from repro_callbacks.study.engines import child, oom, preload
 from repro_callbacks.study.targets import Target
 from repro_callbacks.study.task import Context, Task
+
+_WATCHED: Final = 0  # Python's generator is seeded with it before the imports, to see what they draw
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class _Server:
         self.parent = os.getppid()
         self.counters = oom.counters()
         self.oom_kills = oom.read(self.counters)
+        self.words = 0  # that imports have drawn from Python's generator
         self.known: frozenset[str] | None = None  # the modules that are imported, until a run has shown what it lacks
         self.waker, self.wakes = os.pipe()
         for end in (self.waker, self.wakes):
@@ -83,7 +87,9 @@ class _Server:
         """Do the imports, and say whether forks are safe."""
         warning = ""
         if self.context.start == "fork":
+            random.seed(_WATCHED)
             self.targets, warning = _load(self.context)
+            self.words = preload.words_drawn(_WATCHED)
             if warning:
                 self.targets = {}
             self.known = frozenset(sys.modules)
@@ -128,6 +134,7 @@ class _Server:
             for end in (self.waker, self.wakes, self.connection.fileno(), *self.keep_open):
                 os.close(end)
             child.disown()
+            os.environ[child.DRAWN_VARIABLE] = str(self.words)
             child.enter(self.context, task, nursery)
             child.run(self.context, self.targets[task.variant], task, self.known)
         except BaseException:  # noqa: BLE001 - this process must not go on as the nursery
@@ -197,6 +204,7 @@ class _Server:
                 os._exit(1)
         if os.waitstatus_to_exitcode(os.waitpid(scout, 0)[1]) == 0:
             _import(missed)
+            self.words = preload.words_drawn(_WATCHED)
             gc.freeze()
 
     def _out_of_memory(self) -> str:

@@ -6,6 +6,7 @@ import ast
 import dis
 import functools
 import importlib.util
+import random
 import sys
 import sysconfig
 from collections.abc import Callable, Collection, Iterator
@@ -43,6 +44,26 @@ def modules(target: Target) -> list[str]:
         return list(dict.fromkeys([*_FIRST, *found]))
     loaded = [name for name in HEAVY if name in sys.modules]
     return list(dict.fromkeys([*_FIRST, *loaded, *_of_function(target.function)]))
+
+
+def words_drawn(seed: int) -> int:
+    """Return how many words of 32 bits were drawn from Python's generator since ``random.seed(seed)``.
+
+    A few libraries draw from it when they are imported (rich: once). A script whose interpreter is seeded when it
+    starts finds it that much further on. 0 if something has seeded it meanwhile.
+
+    Example:
+        >>> state = random.getstate()
+        >>> random.seed(0); _ = random.random(), random.getrandbits(24); words_drawn(0)
+        3
+        >>> random.setstate(state)
+    """
+    state, other = random.getstate(), random.Random(seed)
+    for words in range(10_000):
+        if other.getstate() == state:
+            return words
+        other.getrandbits(32)
+    return 0
 
 
 def imported_since(before: Collection[str]) -> list[str]:
