@@ -92,6 +92,7 @@ def test_a_script_gives_the_bits_of_run(script: Path, capsys: Any) -> None:
     found = rows()
     assert [row["check"] for row in found] == ["same", "", ""]
     assert len({row["weights"] for row in found}) == 3, "the script's own seed_everything(42) doesn't win"
+    assert not Path("lightning_logs").exists(), "runs side by side would race for its versions"
     for row in found:
         command = [sys.executable, "-m", "repro_callbacks", "run", "--seed", row["seed"], "--result", "alone.json"]
         subprocess.run([*command, "--", "python", "train.py", "--lr", "0.1"], check=True, capture_output=True)
@@ -100,7 +101,6 @@ def test_a_script_gives_the_bits_of_run(script: Path, capsys: Any) -> None:
         assert alone["metrics"] == {name: float(row[name]) for name in alone["metrics"]}
     log = Path("out/runs/seed-1/log.txt").read_text()
     assert f"main is {script} in {script.parent} with ['train.py', '--lr', '0.1']" in log
-    assert not Path("lightning_logs").exists(), "runs side by side would race for its versions"
     assert list(Path("out/runs").glob("seed-1/lightning_logs/version_0"))
 
 
