@@ -203,6 +203,7 @@ class SeedStudy:
                     finally:
                         driven.close()
                         tables.write(journal)
+            tables.write(journal)  # also where nothing was left to run: it may have ended while no study was there
             return finish(journal, report)
 
     def _check_vary(self) -> None:

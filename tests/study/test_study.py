@@ -176,9 +176,13 @@ def test_a_run_that_ended_unrecorded_is_recorded_and_not_run_again(tmp_path: Pat
     whole = sorted(lines(tmp_path / "out"), key=lambda line: line["seed"])
     kept = [json.dumps(line) + "\n" for line in whole]
     journal.write_text(kept[0] + kept[1][:-30])  # seed 1 cut off, seed 2 not begun
+    table = (tmp_path / "out/runs.csv").read_bytes()
+    rebuild(tmp_path / "out", report=False)
+    assert (tmp_path / "out/runs.csv").read_bytes() != table
     result = quick(tmp_path / "out", fit=fits.slow)
     assert result.done == 3
     assert len(list(marks.glob("begin-*"))) == 3, "nothing ran again"
+    assert (tmp_path / "out/runs.csv").read_bytes() == table, "written though nothing was left to run"
     strip = {"ended", "engine"}
     now = sorted(lines(tmp_path / "out"), key=lambda line: line["seed"])
     assert [{k: v for k, v in line.items() if k not in strip} for line in now] == [
