@@ -118,9 +118,14 @@ class Fingerprint(Callback):
             self._recorder.loss(loss)
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """Take the gradients: as they are after each backward pass, before clipping and before the optimizer."""
-        if self._recorder is not None:
-            self._recorder.gradients()
+        """Take the gradients after each backward pass, before they are clipped."""
+        if self._recorder is not None and pl_module.automatic_optimization:
+            self._recorder.gradients(trainer.optimizers)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """In manual optimization, take those of the optimizer that steps: others may hold what was left over."""
+        if self._recorder is not None and not pl_module.automatic_optimization:
+            self._recorder.gradients([optimizer])
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the step and write its line."""

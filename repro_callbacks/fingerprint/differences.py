@@ -130,8 +130,11 @@ def first_unequal_validation(
     Returns:
         The two lines and the name of the metric.
     """
-    ends = a.last("validation"), b.last("validation")
-    if ends[0] is not None and ends[1] is not None and chained(a, b) and ends[0]["chain"] == ends[1]["chain"]:
+    last = a.last("validation") if stop is None else a.before(stop, "validation")
+    if last is None:
+        return None
+    other = b.find(position_of(last), "validation")
+    if other is not None and chained(a, b) and last["chain"] == other["chain"]:
         return None
     for line in a.iterate("validation", (0, 0), stop):
         other = b.find(position_of(line), "validation")

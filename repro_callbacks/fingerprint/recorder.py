@@ -172,10 +172,15 @@ class Recorder:
             value = loss.detach() if isinstance(loss, torch.Tensor) else loss
             self._line["losses"].append((start_tree(value), HostValue(value)))
 
-    def gradients(self) -> None:
-        """Take the digests of the gradients as they are after a backward pass."""
+    def gradients(self, optimizers: Sequence[Any] = ()) -> None:
+        """Take the digests of the gradients as they are now.
+
+        Args:
+            optimizers: Those whose parameters count; without any, all do. What lies in the gradients of other
+                parameters is left over, and a validation may clear it.
+        """
         if self._line is not None and self._due("gradients"):
-            self._line["gradients"].append(start_digests(self._gradients()))
+            self._line["gradients"].append(start_digests(self._gradients(optimizers)))
 
     def end_step(self, step: int, optimizers: Sequence[Any] = (), schedulers: Sequence[Any] = ()) -> None:
         """End the step of a batch: take the digests of what it left, and write the line.
@@ -294,10 +299,14 @@ class Recorder:
         every = self.every[name]
         return every > 0 and self._line["number"] % every == 0
 
-    def _gradients(self) -> dict[str, torch.Tensor]:
+    def _gradients(self, optimizers: Sequence[Any]) -> dict[str, torch.Tensor]:
         assert self._module is not None
+        groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+        counting = {id(parameter) for group in groups for parameter in group["params"]}
         return {
-            name: parameter.grad for name, parameter in self._module.named_parameters() if parameter.grad is not None
+            name: parameter.grad
+            for name, parameter in self._module.named_parameters()
+            if parameter.grad is not None and (not counting or id(parameter) in counting)
         }
 
     def _finish(self, line: dict[str, Any]) -> dict[str, Any]:

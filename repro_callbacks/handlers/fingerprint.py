@@ -172,7 +172,7 @@ class FingerprintHandler:
 
     def _backward_completed(self, engine: Any) -> None:
         assert self._recorder is not None
-        self._recorder.gradients()
+        self._recorder.gradients(self._trained_by)
 
     def _iteration_completed(self, engine: Any) -> None:
         assert self._recorder is not None
@@ -180,7 +180,7 @@ class FingerprintHandler:
             for loss in _losses(engine.state.output):
                 self._recorder.loss(loss)
             self._recorder.after_forward()
-            self._recorder.gradients()
+            self._recorder.gradients(self._trained_by)
         self._recorder.end_step(engine.state.iteration, self._trained_by, self.schedulers)
 
     def _validated(self, engine: Any) -> None:
