@@ -141,9 +141,9 @@ def answers(runs: Any) -> str:
     """What the report doesn't ask: does a seed that is good for one training do well in another?"""
     from scipy import stats
 
-    wide = runs[runs["status"] == "done"].pivot(index="seed", columns="variant", values=METRIC).dropna()
-    if wide.shape[1] < 2:
+    if "vary" in runs or runs["variant"].nunique() < 2:
         return ""
+    wide = runs[runs["status"] == "done"].pivot(index="seed", columns="variant", values=METRIC).dropna()
     lines = ["", "## Is a good seed good for another training?", ""]
     names = [name for name in VARIANTS if name in wide]
     for i, a in enumerate(names):
