@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader
 
-from repro_callbacks import determinism, flags, generators, keys
+from repro_callbacks import flags, generators, keys
 from repro_callbacks.callbacks import logging
 from repro_callbacks.callbacks import trainer as trainers
 from repro_callbacks.callbacks.base import Callback
@@ -121,7 +121,7 @@ class Determinism(Callback):
         if others and others[0] is not self:
             return  # the script's own comes before one that was added to it
         self._check_contradiction()
-        weights_were_seeded = determinism.seeded()
+        weights_were_seeded = self._seeding.seeded()
         self._run = _Run(trainer)
         try:
             self._seeding.resolve(trainer)

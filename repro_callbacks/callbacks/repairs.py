@@ -13,8 +13,8 @@ class Repairs:
     - ``ReduceLROnPlateau``, stepped per epoch: Lightning skips its update at the end of the epoch in which a run is
       resumed, and at the end of one that was saved before the update. So the monitored value is kept with the
       checkpoint, and the update is made when the next epoch begins, if nobody has made it by then.
-    - A run that was saved at the last batch of an epoch skips that epoch's validation, and the hooks of the start of
-      the next. Both are made up for. (Its ``on_train_epoch_end`` hooks stay skipped.)
+    - A run that was saved at the last batch of an epoch skips that epoch's validation, the hooks of its end, and those
+      of the next one's start. All are made up for. (Metrics that the epoch has gathered are gone.)
     - With ``max_steps``, a run that is resumed from the end of an epoch trains one batch more and ends the epoch twice.
     - With ``reload_dataloaders_every_n_epochs``, a resumed run counts the epochs to the next reload anew.
     """
@@ -51,8 +51,7 @@ class Repairs:
         """Make up for a lost validation, and set the counters right."""
         trainers.leave_finished_epoch(trainer)
         if trainers.saved_at_last_batch(trainer):
-            if trainers.lost_validation(trainer):
-                trainers.run_lost_validation(trainer)
+            trainers.end_saved_epoch(trainer)
             trainers.begin_next_epoch(trainer)
         if trainer.reload_dataloaders_every_n_epochs:
             right = self._loaders_made in (None, trainers.loader_epoch(trainer))

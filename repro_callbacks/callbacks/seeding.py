@@ -29,6 +29,8 @@ class Seeding:
         self.seed = self.given
         self.drawn = False
         self._draw = _draw() if seed is None else 0
+        self._found: tuple[int, str] | None = None
+        self._seeded: str | None = None
 
     @property
     def known(self) -> int:
@@ -46,7 +48,7 @@ class Seeding:
         """Find or draw the seed, and say where it comes from."""
         if self.given is not None:
             return
-        found = determinism.known_seed()
+        found = determinism.known_seed() or self._found
         if found is not None:
             self.seed, source = found
             self.drawn = False
@@ -54,6 +56,14 @@ class Seeding:
             return
         self.seed, self.drawn = self._draw, True
         _say(trainer, f"Determinism: drew seed {self.seed}; give Determinism(seed={self.seed}) to repeat this run")
+
+    def seeded(self) -> str | None:
+        """Say what has seeded this process, or the one that started it, before now; None if nothing has."""
+        return determinism.seeded() or self._seeded
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that is spawned for a rank starts with nothing of what was seeded here.
+        return {**self.__dict__, "_found": determinism.known_seed() or self._found, "_seeded": self.seeded()}
 
     def agree(self, trainer: Any) -> None:
         """Let every rank have the seed of rank 0."""

@@ -5,8 +5,11 @@ Each has a test in ``tests/callbacks/test_trainer.py`` that says which name a ne
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from repro_callbacks.callbacks.base import namespace_of
 
 _STAGES = {"train": "train", "sanity_check": "validate", "validate": "validate", "test": "test", "predict": "predict"}
 
@@ -147,22 +150,35 @@ def lost_validation(trainer: Any) -> bool:
         return False
     if every is None:
         return bool((epoch_loop.total_batch_idx + 1) % trainer.val_check_batch == 0)
-    ended = trainer.current_epoch  # it counts the epoch as completed already
-    return bool(ended % every == 0 and trainer.fit_loop.max_batches % trainer.val_check_batch == 0)
+    return bool(
+        (trainer.current_epoch + 1) % every == 0 and trainer.fit_loop.max_batches % trainer.val_check_batch == 0
+    )
 
 
-def run_lost_validation(trainer: Any) -> None:
-    """Validate as at the end of the epoch before."""
+def end_saved_epoch(trainer: Any) -> None:
+    """Do what a trainer saved at the last batch of an epoch leaves out: validate, and call the hooks of its end."""
     fit_loop = trainer.fit_loop
-    val_loop, progress = fit_loop.epoch_loop.val_loop, fit_loop.epoch_progress.current
-    val_loop._restarting = False
-    progress.completed -= 1
-    trainer.validating = True
+    val_loop, epochs = fit_loop.epoch_loop.val_loop, fit_loop.epoch_progress.current
+    batches = fit_loop.epoch_loop.batch_progress
+    # The counters as they are at that moment in a run that never stopped: the batch is completed, its epoch is not.
+    epochs.completed -= 1
+    batches.increment_completed()
     try:
-        val_loop.run()
+        if lost_validation(trainer):
+            val_loop._restarting = False
+            trainer.validating = True
+            try:
+                val_loop.run()
+            finally:
+                trainer.training = True
+        call = importlib.import_module(f"{namespace_of(trainer).__name__}.trainer.call")
+        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=False)
+        call._call_lightning_module_hook(trainer, "on_train_epoch_end")
+        call._call_callback_hooks(trainer, "on_train_epoch_end", monitoring_callbacks=True)
     finally:
-        trainer.training = True
-        progress.completed += 1
+        epochs.completed += 1
+        batches.total.completed -= 1
+        batches.current.completed -= 1
 
 
 def _loops(trainer: Any) -> list[tuple[str, Any]]:

@@ -27,7 +27,7 @@ READ: dict[str, str] = {
     "state.fn.value": "eval_loop",
     "fit_loop.epoch_progress.current.ready": "train_position",
     "fit_loop.epoch_progress.current.processed": "train_position",
-    "fit_loop.epoch_progress.current.completed": "run_lost_validation",
+    "fit_loop.epoch_progress.current.completed": "end_saved_epoch",
     "fit_loop.epoch_progress.increment_completed": "leave_finished_epoch",
     "fit_loop.epoch_loop.batch_progress.current.ready": "step_of, train_position",
     "fit_loop.epoch_loop.batch_progress.current.processed": "train_position",
@@ -43,11 +43,12 @@ READ: dict[str, str] = {
     "fit_loop.epoch_loop.val_loop.reset_restart_stage": "leave_finished_epoch",
     "fit_loop._restarting": "leave_finished_epoch",
     "fit_loop.epoch_loop._restarting": "leave_finished_epoch",
-    "fit_loop.epoch_loop.val_loop._restarting": "leave_finished_epoch, run_lost_validation",
-    "fit_loop.epoch_loop.val_loop.run": "run_lost_validation",
+    "fit_loop.epoch_loop.val_loop._restarting": "leave_finished_epoch, end_saved_epoch",
+    "fit_loop.epoch_loop.val_loop.run": "end_saved_epoch",
     "fit_loop.epoch_loop._batches_that_stepped": "begin_next_epoch",
     "fit_loop.epoch_loop._should_accumulate": "begin_next_epoch",
-    "fit_loop.epoch_loop.batch_progress.increment_completed": "begin_next_epoch",
+    "fit_loop.epoch_loop.batch_progress.increment_completed": "begin_next_epoch, end_saved_epoch",
+    "fit_loop.epoch_loop.batch_progress.total.completed": "end_saved_epoch",
     "fit_loop.max_batches": "train_position, begin_next_epoch, lost_validation",
     "fit_loop._last_train_dl_reload_epoch": "set_reload_epoch",
     "fit_loop._combined_loader.flattened": "home_of, unwrap_loaders",
@@ -63,8 +64,8 @@ READ: dict[str, str] = {
     "check_val_every_n_epoch": "lost_validation",
     "enable_validation": "lost_validation",
     "val_check_batch": "lost_validation",
-    "validating": "run_lost_validation",
-    "training": "run_lost_validation",
+    "validating": "end_saved_epoch",
+    "training": "end_saved_epoch",
     "reload_dataloaders_every_n_epochs": "loader_epoch",
     "datamodule": "data_sources",
     "lightning_module._trainer": "the log property of Determinism",
@@ -74,7 +75,11 @@ READ: dict[str, str] = {
     "callback_metrics": "Repairs",
 }
 DOCUMENTED = {"current_epoch", "max_steps", "lightning_module"}
-NOT_LIGHTNINGS = {"wrapped", "append", "value"}
+NOT_LIGHTNINGS = {"wrapped", "append", "value", "import_module", "__name__"}
+CALLED = {
+    "_call_callback_hooks",
+    "_call_lightning_module_hook",
+}  # functions of the module trainer.call: end_saved_epoch
 
 
 @pytest.fixture(params=base.NAMESPACES)
@@ -166,7 +171,14 @@ def test_no_other_name_is_read() -> None:
     tree = ast.parse(inspect.getsource(trainers))
     read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     tested = {name for path in READ for name in path.split(".")}
-    assert read - tested - DOCUMENTED - NOT_LIGHTNINGS == set(), "add these to READ"
+    assert read - tested - DOCUMENTED - NOT_LIGHTNINGS - CALLED == set(), "add these to READ"
+
+
+def test_the_functions_that_are_called_are_there(lightning: ModuleType) -> None:
+    call = importlib.import_module(f"{lightning.__name__}.trainer.call")
+    missing = [name for name in CALLED if not callable(getattr(call, name, None))]
+    assert not missing, f"{call.__name__} has lost {missing}, which end_saved_epoch calls"
+    assert "monitoring_callbacks" in inspect.signature(call._call_callback_hooks).parameters
 
 
 # -- what they mean ----------------------------------------------------------------------------------------------------

@@ -60,6 +60,19 @@ class Manual(Net):
         return [torch.optim.AdamW(self.net[1].parameters(), 1e-2), torch.optim.SGD(self.net[4].parameters(), 1e-1)]
 
 
+class StepsAtTheEnd(Manual):
+    """Steps its schedule by hand at the end of each epoch, and draws there."""
+
+    def on_train_epoch_end(self) -> None:
+        self.lr_schedulers().step()
+        with torch.no_grad():
+            self.net[1].bias.add_(0.01 * torch.rand(16))
+
+    def configure_optimizers(self) -> Any:
+        first, second = super().configure_optimizers()
+        return [first, second], [torch.optim.lr_scheduler.StepLR(first, 1, 0.5)]
+
+
 class Split(L.LightningDataModule):
     """Splits its data at random in setup, and draws once more when it makes a loader."""
 
@@ -149,6 +162,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "plateau on validation": {"module": plateau(monitor="val_loss"), "validation": True},
     "EMA weights": {"callbacks": lambda: [EMAWeightAveraging(decay=0.5)]},
     "manual optimization": {"module": Manual},
+    "steps at an epoch's end": {"module": StepsAtTheEnd, "validation": True},
     "max_size_cycle": {"module": Pairs, "loader": combined("max_size_cycle")},
     "min_size": {"module": Pairs, "loader": combined("min_size")},
     "max_size": {"module": Pairs, "loader": combined("max_size")},
