@@ -331,6 +331,43 @@ def test_dask_takes_a_client_and_an_address(tmp_path: Path) -> None:
         run(tmp_path / "both", fits.train, "dask", options={"address": "tcp://x", "cluster": {}})
 
 
+def hang(seed: int, marks: str) -> float:
+    Path(marks, f"hangs-{os.getpid()}").touch()
+    time.sleep(600)
+    return 0.0
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_stops_its_runs_on_a_cluster_of_others(tmp_path: Path) -> None:
+    import distributed
+
+    from repro_callbacks.study.engines.dask import DaskEngine
+
+    class Stopped(DaskEngine):
+        def wait(self, timeout: float) -> Any:
+            if list(tmp_path.glob("hangs-*")):
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        study = SeedStudy(
+            functools.partial(hang, marks=str(tmp_path)), [0], metric="score", out=tmp_path / "out", check=0
+        )
+        with pytest.raises(KeyboardInterrupt):
+            study.run(Stopped, client=client, report=False, display=False)
+        (mark,) = tmp_path.glob("hangs-*")
+        process = Path("/proc", mark.name.removeprefix("hangs-"))
+        until = time.monotonic() + 20
+        while process.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not process.exists()
+        assert cluster.workers, "the cluster is there; only the run is gone"
+        assert run(tmp_path / "next", fits.train, "dask", seeds=[0], options={"client": client}).done == 1
+
+
 def test_an_engine_of_your_own(tmp_path: Path) -> None:
     """A class with the interface of Engine; here one that counts what it is given."""
     seen: list[str] = []
