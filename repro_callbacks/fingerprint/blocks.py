@@ -33,7 +33,7 @@ BLOCK_BYTES: Final = 8 * WORDS
 _RAW: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # From this size on, a tensor is read where it lies; smaller ones are first copied together, which on an accelerator
 # takes a handful of kernel launches for a whole network.
-_READ_IN_PLACE: Final = {"cpu": 1 << 18}
+_READ_IN_PLACE: Final = {"cpu": 1 << 17}
 _READ_IN_PLACE_ELSEWHERE: Final = 1 << 23
 _CPU_ROWS: Final = 64  # 512 KiB at once stay in the cache between the passes
 _DEVICE_ROWS: Final = 1 << 12  # 32 MiB at once, so that the memory for products is bounded
@@ -111,14 +111,11 @@ def block_sums(tensors: Sequence[torch.Tensor]) -> PendingSums:
         for size in sorted({flat.element_size() for _, flat in small.get(device, [])}):
             members = [(number, flat) for number, flat in small[device] if flat.element_size() == size]
             per_block = BLOCK_BYTES // size
-            pieces = []
-            padding = torch.zeros(per_block, dtype=_RAW[size], device=device)
             for number, flat in members:
                 count = -(-flat.numel() // per_block)
                 rows[number][1].append(slice(start, start + count))
                 start += count
-                pieces += [flat, padding[: count * per_block - flat.numel()]]
-            parts.append(torch.cat(pieces).view(torch.int64).view(-1, WORDS))
+            parts.append(_pack([flat for _, flat in members], per_block).view(torch.int64).view(-1, WORDS))
         out = torch.empty((start, 2), dtype=torch.int64, device=device)
         start = 0
         for words in parts:
@@ -126,6 +123,23 @@ def block_sums(tensors: Sequence[torch.Tensor]) -> PendingSums:
             start += len(words)
         sums[device] = out
     return PendingSums(sums, rows)
+
+
+def _pack(flats: list[torch.Tensor], per_block: int) -> torch.Tensor:
+    """Copy flat tensors of one dtype and device together, each filled up with zeros to whole blocks."""
+    first = flats[0]
+    if first.device.type != "cpu":
+        padding = torch.zeros(per_block, dtype=first.dtype, device=first.device)
+        return torch.cat([piece for flat in flats for piece in (flat, padding[: -flat.numel() % per_block])])
+    # On a CPU torch.cat starts its threads for each of many small pieces, and takes several times as long as this.
+    packed = np.empty(sum(-(-flat.numel() // per_block) for flat in flats) * per_block, dtype=first.numpy().dtype)
+    start = 0
+    for flat in flats:
+        end = start + flat.numel()
+        packed[start:end] = flat.numpy()
+        start = end + -flat.numel() % per_block
+        packed[end:start] = 0
+    return torch.from_numpy(packed)
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:

@@ -308,3 +308,13 @@ def test_digest_state_sees_names_values_and_buffers():
 
 def test_combine_needs_no_order():
     assert combine({"a": "1", "b": "2"}) == combine({"b": "2", "a": "1"}) != combine({"a": "2", "b": "1"})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_small_tensors_are_packed_on_a_cpu_as_on_an_accelerator(dtype):
+    per_block = blocks.BLOCK_BYTES // dtype.itemsize
+    sizes = (1, per_block - 1, per_block, per_block + 1, 3)
+    flats = [torch.arange(1, size + 1).to(dtype) for size in sizes]
+    padding = torch.zeros(per_block, dtype=dtype)
+    expected = torch.cat([piece for flat in flats for piece in (flat, padding[: -flat.numel() % per_block])])
+    assert torch.equal(blocks._pack(flats, per_block), expected)
