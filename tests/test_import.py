@@ -83,8 +83,9 @@ def test_the_search_for_imports_can_fail(tmp_path: Path) -> None:
 def test_a_public_name_resolves(name: str) -> None:
     value = getattr(repro_callbacks, name)
     assert callable(value)
-    assert value.__name__ == name
-    assert value is getattr(importlib.import_module(repro_callbacks._HOMES[name]), name)
+    assert value.__name__.split(".")[-1] == name
+    home = importlib.import_module(repro_callbacks._HOMES[name])
+    assert value is (home if name == "audit" else getattr(home, name))  # the room itself can be called
 
 
 def test_every_public_name_is_listed_once() -> None:

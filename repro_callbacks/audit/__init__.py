@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -45,3 +47,13 @@ def audit(x: Any, example_inputs: Any = None, *, device: str = "cuda", samples: 
     if example_inputs is not None:
         raise TypeError(f"example_inputs are for a model, and {type(x).__name__} is none")
     return Report(audit_pipeline(x, samples))
+
+
+class _CallableRoom(ModuleType):
+    """This module, which ``from repro_callbacks import audit`` gives, called as the function of its name."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Report:
+        return audit(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableRoom

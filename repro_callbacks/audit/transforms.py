@@ -47,10 +47,10 @@ def _both(*names: str) -> tuple[str, ...]:
 TRANSFORMS: Final[tuple[Transform, ...]] = (
     Transform(
         ("RandIntensityRemap",),
-        "error",
+        "note",
         "makes a new IntensityRemap at each call, which draws from one generator that all unseeded transforms of MONAI "
-        "share; no seed reaches it",
-        "a transform of your own that calls IntensityRemap(kernel_size, slope).set_random_state(state=self.R)",
+        "share; set_random_state does not reach it",
+        _KEYED,
         source=f"{SOURCE}, transforms/intensity/array.py",
     ),
     Transform(
