@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
+import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,12 @@ def paired(ours: Callable[[], Any], plain: Callable[[], Any], rounds: int = 9) -
 
 
 def machine() -> str:
-    """Name the machine that a figure was taken on."""
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    """Name the machine that a figure was taken on, and say how fast its Python is: microseconds depend on that."""
+    speed = min(timeit.repeat(lambda: sum(range(1000)), number=1000, repeat=5)) * 1e3
+    return (
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"sum(range(1000)) in {speed:.0f} us"
+    )
 
 
 def row(name: str, ours: str, plain: str, verdict: str) -> None:

@@ -82,7 +82,8 @@ def measure(name: str, make: Any, data: torch.Tensor, rounds: int, bar: str) -> 
 def main() -> None:
     """Print the table."""
     warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     print(f"training step: {machine()}")
     row("", "Determinism", "bare", "")
     measure("a model of almost no work", Tiny, torch.rand(1000, 4), 9, "100 us")

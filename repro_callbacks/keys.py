@@ -15,6 +15,7 @@ Keys are hashed, never added: with ``seed + epoch``, epoch 1 of seed 0 is epoch 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import operator
 import struct
@@ -91,9 +92,15 @@ def encode(component: Component) -> bytes:
         >>> encode(("sample", 17))
         b't14:s6:samplei2:17'
     """
+    kind = type(component)
+    if kind is int:  # the two common cases first: this runs several times for each sample
+        payload = b"%d" % component  # type: ignore[str-format]
+        return b"i%d:%b" % (len(payload), payload)
+    if kind is str:
+        return _encode_text(component)
     if isinstance(component, str):
-        payload, tag = component.encode(), b"s"
-    elif isinstance(component, tuple):
+        return _encode_text(str(component))
+    if isinstance(component, tuple):
         payload, tag = b"".join(map(encode, component)), b"t"
     elif isinstance(component, bool):
         raise TypeError(_no_position(component))
@@ -110,6 +117,12 @@ def _no_position(component: object) -> str:
         f"a position is made of integers, strings and tuples of them, not {component!r} of type "
         f"{type(component).__name__}"
     )
+
+
+@functools.lru_cache(1024)
+def _encode_text(text: str) -> bytes:
+    payload = text.encode()
+    return b"s%d:%b" % (len(payload), payload)
 
 
 def derive(seed: int, purpose: str, *position: Component) -> bytes:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from repro_callbacks import generators, keys
 from repro_callbacks.fingerprint import digest_tree
 from repro_callbacks.loading import keyed
-from repro_callbacks.loading.fetch import one_thread
+from repro_callbacks.loading.fetch import OneThread
 from repro_callbacks.loading.holders import Holders
 
 
@@ -100,7 +100,7 @@ class _Steps(Dataset[Any]):
         results, originals = [], []
         item = original
         key = keys.derive(0, "audit", self.index)
-        with generators.isolate(), one_thread(), Holders([self.dataset]) as holders:
+        with generators.isolate(), OneThread(), Holders([self.dataset]) as holders:
             generators.key_all(key)
             holders.key(key)
             for step in steps:

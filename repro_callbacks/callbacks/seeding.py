@@ -44,6 +44,10 @@ class Seeding:
         """The seed of each purpose, once it is known."""
         return keys.check_seeds(self.known, self.given_seeds)
 
+    def of(self, purpose: str) -> int:
+        """The seed of one purpose, once it is known."""
+        return self.given_seeds.get(purpose, self.known)
+
     def resolve(self, trainer: Any) -> None:
         """Find or draw the seed, and say where it comes from."""
         if self.given is not None:

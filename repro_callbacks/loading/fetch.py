@@ -6,8 +6,8 @@ The same function runs in a worker and in the main process, so that both give th
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +57,8 @@ class KeyedDataset(Dataset[Any]):
         self.collate_fn = collate_fn
         self.batched = batched
         self.holders = Holders([dataset, collate_fn])
+        home = getattr(collate_fn, "__module__", None) or ""
+        self._collate_is_pure = isinstance(collate_fn, FunctionType) and home.split(".")[0] in {"torch", "monai"}
         self._watch = DataWatch(dataset, self.holders)
 
     def __getitem__(self, request: Request) -> Any:
@@ -65,17 +67,18 @@ class KeyedDataset(Dataset[Any]):
         return batch
 
     def _fetch(self, request: Request) -> Any:
-        with one_thread(), self.holders:
+        with OneThread(), self.holders:
             if self.batched:
                 samples: Any = self._samples(request)
             else:
                 samples = self._sample(request.place, request.indices, (request.occurrences or [0])[0])
-            self._key(request.place.key("batch", request.batch, request.place.rank))
+            if not self._collate_is_pure:
+                self._key(request.place.key("batch", request.batch, request.place.rank))
             return self.collate_fn(samples)
 
     def sample(self, place: Place, index: Any, occurrence: int = 0) -> Any:
         """Draw one sample alone, leaving the process-wide generators as they were."""
-        with generators.isolate(), one_thread(), self.holders:
+        with generators.isolate(), OneThread(), self.holders:
             return self._sample(place, index, occurrence)
 
     def _samples(self, request: Request) -> Any:
@@ -116,18 +119,17 @@ def index_component(index: Any) -> keys.Component:
         ) from None
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+class OneThread:
     """Run torch's CPU kernels on one thread, as in a worker: some give other bits on more (sums, elastic fields)."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+
+    def __enter__(self) -> None:
+        self._threads = torch.get_num_threads()
+        if self._threads != 1:
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self._threads != 1:
+            torch.set_num_threads(self._threads)
 
 
 def worker_position() -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import Dataset, get_worker_info
 
 from repro_callbacks import generators
-from repro_callbacks.loading.fetch import Place, one_thread, worker_position
+from repro_callbacks.loading.fetch import OneThread, Place, worker_position
 from repro_callbacks.loading.holders import Holders
 
 
@@ -69,7 +69,7 @@ class KeyedStream(Dataset[Any]):
         self._iterator: Iterator[Any] = iter(())
 
     def __getitem__(self, request: StreamRequest) -> Delivery:
-        with one_thread(), self.holders:
+        with OneThread(), self.holders:
             if request.run != self._run:
                 self._begin(request)
             batch = None if self._ended else self._next_batch(request.place)
