@@ -8,7 +8,11 @@ version. Another program can compute it from this description alone:
    ``t8:i1:1s1:a`` (its components, one after the other).
 2. The message is the seed, the purpose and the position, in that order, written like that and joined.
 3. The key is BLAKE2b of the message with a digest of 32 bytes and the personalisation ``repro-callbacks1``.
-4. Where a generator takes words, they are the key read as little-endian unsigned integers from its start.
+4. The process-wide generators take the key as four little-endian integers of 64 bits: ``random.seed`` the first,
+   ``numpy.random.seed`` the low 32 bits of the second, ``torch.manual_seed`` the fourth.
+5. A transform's ``R`` is a ``numpy.random.RandomState`` over SFC64. Those of a dataset are numbered in the order in
+   which they are met, and the state of number ``n`` (from 0) is bytes ``32 n`` to ``32 n + 31`` of the SHAKE-256 of
+   the key, as four little-endian integers of 64 bits.
 
 Keys are hashed, never added: with ``seed + epoch``, epoch 1 of seed 0 is epoch 0 of seed 1.
 """

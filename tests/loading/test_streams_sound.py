@@ -210,8 +210,8 @@ def test_seeds_that_are_added_are_found() -> None:
 
 
 def test_one_stream_for_all_transforms_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = holders._Stream.__init__
-    monkeypatch.setattr(holders._Stream, "__init__", lambda self, number: plain(self, 1))
+    plain = holders._stream_words
+    monkeypatch.setattr(holders, "_stream_words", lambda key, count: plain(key, 1).repeat(count, axis=0))
     assert {"holders 0, 1", "holders 0, 2", "holders 1, 2"} <= set(failures(across_holders(draw())))
 
 
