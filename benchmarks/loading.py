@@ -65,21 +65,24 @@ def RandFlipdAt(name: str, probability: float) -> RandFlipd:
 
 
 def throughput() -> None:
-    """Batches per second of the 3D pipeline."""
+    """Batches per second of the 3D pipeline; without workers beside a plain loader on as many threads as ours, too."""
     data = [
         {"image": torch.from_numpy(np.random.RandomState(i).rand(1, 128, 128, 128).astype("float32"))} for i in range(8)
     ]
     dataset = Dataset(data, pipeline())
-    for workers in (0, 2):
+    every = torch.get_num_threads()
+    for workers, threads in ((0, every), (0, 1), (2, every)):
+        torch.set_num_threads(threads)
         plain = DataLoader(dataset, batch_size=2, num_workers=workers, persistent_workers=workers > 0)
         ours = keyed(DataLoader(dataset, batch_size=2, num_workers=workers, persistent_workers=workers > 0), 3407)
-        ours_s, plain_s, ratio = paired(lambda loader=ours: list(loader), lambda loader=plain: list(loader), rounds=9)
+        ours_s, plain_s, ratio = paired(lambda loader=ours: list(loader), lambda loader=plain: list(loader), rounds=15)
         row(
-            f"3D pipeline, {workers} workers, {torch.get_num_threads()} threads",
+            f"3D pipeline, {workers} workers, {threads} threads",
             f"{8 / ours_s:.1f}/s",
             f"{8 / plain_s:.1f}/s",
             f"throughput ratio {1 / ratio:.3f} (bar: 0.98)",
         )
+    torch.set_num_threads(every)
 
 
 class Counted(torch.utils.data.Dataset[Any]):

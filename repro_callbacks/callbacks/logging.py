@@ -96,8 +96,8 @@ def write_record(directory: str, record: RunRecord) -> str:
     Raises:
         OSError: If it can't be written.
     """
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-    from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+    from fsspec.core import url_to_fs
+    from fsspec.implementations.local import LocalFileSystem
 
     stem, ending = os.path.splitext(FILE)
     filesystem, folder = url_to_fs(directory)
