@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
 from repro_callbacks import generators, keys
 from repro_callbacks.loading import order
 from repro_callbacks.loading.fetch import KeyedDataset, Place, Request
-from repro_callbacks.loading.problems import has_thread_workers, warn_of_problems
+from repro_callbacks.loading.problems import has_thread_workers, repeats_of, warn_of_problems
 from repro_callbacks.loading.stream import KeyedStream, StreamPosition, StreamRequest, next_run
+from repro_callbacks.loading.workers import WorkerInit, rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +94,7 @@ class KeyedLoader(DataLoader[Any]):
             collate_fn=_as_it_is,
             pin_memory=loader.pin_memory,
             timeout=loader.timeout if num_workers else 0,
-            worker_init_fn=_WorkerInit(loader.worker_init_fn, self.seeds["augment"]),
+            worker_init_fn=WorkerInit(loader.worker_init_fn, self.seeds["augment"]),
             multiprocessing_context=None
             if not num_workers or has_thread_workers(loader)
             else loader.multiprocessing_context,
@@ -181,11 +180,11 @@ class KeyedLoader(DataLoader[Any]):
         epoch = self._next_epoch
         if resumed is not None and epoch in (None, resumed["epoch"]):
             self._stream_state = resumed.get("stream")
-            return dataclasses.replace(self._start, epoch=resumed["epoch"], batch=resumed["batch"], rank=_rank())
+            return dataclasses.replace(self._start, epoch=resumed["epoch"], batch=resumed["batch"], rank=rank())
         self._stream_state = None
         if epoch is None:
             epoch = self._start.epoch + 1 if self._begun else self._start.epoch
-        return dataclasses.replace(self._start, epoch=epoch, batch=0, rank=_rank())
+        return dataclasses.replace(self._start, epoch=epoch, batch=0, rank=rank())
 
     _begun = False
     _stream_state: dict[str, Any] | None = None
@@ -209,9 +208,14 @@ class KeyedLoader(DataLoader[Any]):
 
     def _map(self, place: Place, start: Start) -> Iterator[Any]:
         key = place._replace(seed=self.seeds["order"]).key("order")
-        drawn = order.batches(self.wrapped, key, start.batch)
-        self._plan.requests = (Request(place, batch, *indices) for batch, indices in enumerate(drawn, start.batch))
-        yield from self._engine
+        # MONAI's ThreadDataLoader hands out each batch this many times
+        repeats = repeats_of(self.wrapped)
+        first, done = divmod(start.batch, repeats)
+        drawn = order.batches(self.wrapped, key, first, start.epoch)
+        self._plan.requests = (Request(place, batch, *indices) for batch, indices in enumerate(drawn, first))
+        for batch in self._engine:
+            yield from itertools.repeat(batch, repeats - done)
+            done = 0
 
     def _stream(self, place: Place, start: Start) -> Iterator[Any]:
         workers = max(1, self.num_workers)
@@ -274,23 +278,6 @@ class _Plan:
         return self.requests
 
 
-class _WorkerInit:
-    """Seeds a worker, shows it the user's dataset, and then calls the user's own ``worker_init_fn``."""
-
-    def __init__(self, worker_init_fn: Callable[[int], None] | None, seed: int) -> None:
-        self.worker_init_fn = worker_init_fn
-        self.seed = seed
-
-    def __call__(self, worker: int) -> None:
-        info = get_worker_info()
-        if info is not None:
-            # What people read here is their own dataset; WorkerInfo refuses assignment.
-            object.__setattr__(info, "dataset", info.dataset.dataset)  # type: ignore[attr-defined]
-        generators.key_all(keys.derive(self.seed, "worker init", _rank(), worker))
-        if self.worker_init_fn is not None:
-            self.worker_init_fn(worker)
-
-
 class _ReplayProgress:
     """Says on the terminal how far a replay is, once it takes longer than a few seconds."""
 
@@ -310,12 +297,6 @@ class _ReplayProgress:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return int(os.environ.get("RANK", 0))
 
 
 def keyed(
@@ -356,25 +337,3 @@ def keyed(
     if not isinstance(loader, DataLoader):
         raise TypeError(f"keyed needs a torch DataLoader (or MONAI's, or torchdata's), not {type(loader).__name__}")
     return KeyedLoader(loader, keys.check_seeds(keys.check_seed(seed), seeds), stage=stage, num_workers=num_workers)
-
-
-def worker_init_fn(worker: int) -> None:
-    """Seed a worker's process-wide generators and what its dataset holds, from the seed that the loader gives it.
-
-    For those who want only that: ``DataLoader(..., worker_init_fn=worker_init_fn)`` in place of MONAI's. Results hold
-    for a fixed ``num_workers``; for any, use :func:`keyed` or ``Determinism``.
-
-    Args:
-        worker: The worker's number, as torch passes it.
-    """
-    info = get_worker_info()
-    if info is None:
-        warnings.warn("worker_init_fn was called outside a DataLoader's worker: nothing was seeded", stacklevel=2)
-        return
-    from repro_callbacks.loading.holders import Holders
-
-    key = keys.derive(info.seed % 2**32, "worker", info.seed)
-    generators.key_all(key)
-    holders = Holders([info.dataset])
-    holders.__enter__()  # for good: the worker's copy of the dataset keeps its streams
-    holders.key(key)

@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import (
@@ -29,27 +29,36 @@ Drawn = tuple[Any, int]
 _SEEDED_BY_GENERATOR = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
-def batches(loader: DataLoader[Any], key: bytes, start: int = 0) -> Iterator[tuple[Any, list[int]]]:
+class _Pass(NamedTuple):
+    """Which pass over a loader an order is drawn for."""
+
+    key: bytes
+    epoch: int
+    excluded: list[Any]
+
+
+def batches(loader: DataLoader[Any], key: bytes, start: int = 0, epoch: int = 0) -> Iterator[tuple[Any, list[int]]]:
     """Yield the indices of each batch, and their occurrences, from batch ``start`` on; no sample is loaded.
 
     Args:
         loader: The user's loader.
         key: The key of this pass's order; the same on every rank.
         start: How many batches to pass over.
+        epoch: What a sampler that has ``set_epoch`` is told, in a copy of it.
     """
-    excluded = [loader.dataset]
+    this = _Pass(key, epoch, [loader.dataset])
     batch_sampler = _as_torchs(loader.batch_sampler)
     if batch_sampler is None:  # batch_size=None: one index at a time
-        for index, occurrence in _drawn(loader.sampler, key, excluded, start):
+        for index, occurrence in _drawn(loader.sampler, this, start):
             yield index, [occurrence]
     elif type(batch_sampler) is BatchSampler:
         again: Any = copy.copy(batch_sampler)
-        again.sampler = _drawn(batch_sampler.sampler, key, excluded, start * batch_sampler.batch_size)
+        again.sampler = _drawn(batch_sampler.sampler, this, start * batch_sampler.batch_size)
         for batch in again:
             yield [index for index, _ in batch], [occurrence for _, occurrence in batch]
     else:
         count = _counter()
-        for number, indices in enumerate(isolated(batch_sampler, key, excluded)):
+        for number, indices in enumerate(_isolated(batch_sampler, this)):
             occurrences = [count(index) for index in indices]
             if number >= start:
                 yield indices, occurrences
@@ -65,31 +74,35 @@ def _as_torchs(sampler: Any) -> Any:
     return plain
 
 
-def _drawn(sampler: Any, key: bytes, excluded: list[Any], start: int = 0) -> Iterator[Drawn]:
+def _drawn(sampler: Any, this: _Pass, start: int = 0) -> Iterator[Drawn]:
     sampler = _as_torchs(sampler)
     if type(sampler) is RandomSampler and _is_permutation(sampler):
         # What the sampler itself draws; cut before it becomes a list, so that a resume costs no more than a start.
-        order = torch.randperm(len(sampler.data_source), generator=_keyed_copy(sampler, key).generator)
+        order = torch.randperm(len(sampler.data_source), generator=_keyed_copy(sampler, this.key).generator)
         return zip(order[start : sampler.num_samples].tolist(), itertools.repeat(0))
-    return itertools.islice(_all_drawn(sampler, key, excluded), start, None)
+    return itertools.islice(_all_drawn(sampler, this), start, None)
 
 
 def _is_permutation(sampler: RandomSampler) -> bool:
     return not sampler.replacement and sampler.num_samples <= len(sampler.data_source)
 
 
-def _all_drawn(sampler: Any, key: bytes, excluded: list[Any]) -> Iterator[Drawn]:
+def _all_drawn(sampler: Any, this: _Pass) -> Iterator[Drawn]:
     kind = type(sampler)
     if kind is SequentialSampler:
         return zip(sampler, itertools.repeat(0))
     if kind in _SEEDED_BY_GENERATOR:
-        return _counted(_keyed_copy(sampler, key))
+        return _counted(_keyed_copy(sampler, this.key))
+    if not isinstance(sampler, DistributedSampler):
+        return _counted(_isolated(sampler, this))
     wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)
-    if isinstance(sampler, DistributedSampler) and isinstance(wrapped, Sampler):
-        return _distributed(sampler, wrapped, key, excluded)
-    if kind is DistributedSampler:
-        return _counted(_keyed_copy(sampler, key))
-    return _counted(isolated(sampler, key, excluded))
+    if isinstance(wrapped, Sampler):
+        return _distributed(sampler, wrapped, this)
+    if kind.__iter__ is DistributedSampler.__iter__:  # torch's, MONAI's
+        return _counted(_keyed_copy(sampler, this.key))
+    # One that goes on to draw, each rank for itself, as MONAI's weighted one does.
+    own = this._replace(key=keys.derive(0, "rank", this.key.hex(), sampler.rank))
+    return _counted(_isolated(_keyed_copy(sampler, this.key), own))
 
 
 def _keyed_copy(sampler: Any, key: bytes) -> Any:
@@ -108,14 +121,12 @@ def _keyed_copy(sampler: Any, key: bytes) -> Any:
     return again
 
 
-def _distributed(
-    sampler: DistributedSampler[Any], wrapped: Sampler[Any], key: bytes, excluded: list[Any]
-) -> Iterator[Drawn]:
+def _distributed(sampler: DistributedSampler[Any], wrapped: Sampler[Any], this: _Pass) -> Iterator[Drawn]:
     """Deal out the order of another sampler to the ranks, as Lightning's ``DistributedSamplerWrapper`` does.
 
     It is not shuffled once more, and an index is counted over all ranks: the samples do not depend on their number.
     """
-    order = list(_drawn(wrapped, key, excluded))
+    order = list(_drawn(wrapped, this))
     positions = copy.copy(sampler)
     positions.dataset = range(len(order))  # type: ignore[assignment]
     positions.shuffle = False
@@ -138,21 +149,24 @@ def _counted(indices: Iterable[Any]) -> Iterator[Drawn]:
     return ((index, count(index)) for index in indices)
 
 
-def isolated(sampler: Iterable[Any], key: bytes, excluded: Iterable[object] = ()) -> Iterator[Any]:
+def _isolated(sampler: Any, this: _Pass) -> Iterator[Any]:
     """Iterate a sampler of unknown make: whatever it draws from is keyed, and kept apart from everybody else's draws.
 
     It may draw at any of its steps from a generator of its own or a process-wide one. These are put back to where they
     were after each step, and so is what it holds once the iteration ends.
     """
-    holders = Holders([sampler], excluded)
+    if callable(getattr(sampler, "set_epoch", None)):
+        sampler = copy.copy(sampler)
+        sampler.set_epoch(this.epoch)
+    holders = Holders([sampler], this.excluded)
     iterator: Iterator[Any] | None = None
     inside: Any = None
     with holders:
-        holders.key(key)
+        holders.key(this.key)
         while True:
             with generators.isolate():
                 if iterator is None:
-                    generators.key_all(key)
+                    generators.key_all(this.key)
                     iterator = iter(sampler)
                 else:
                     generators.restore(inside)

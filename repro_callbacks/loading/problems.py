@@ -57,6 +57,11 @@ def has_thread_workers(loader: DataLoader[Any]) -> bool:
     return isinstance(process, type) and issubclass(process, threading.Thread)
 
 
+def repeats_of(loader: DataLoader[Any]) -> int:
+    """Return how often a loader hands out each batch: MONAI's ``ThreadDataLoader(repeats=2)`` twice, others once."""
+    return int(getattr(loader, "repeats", 1)) if type(loader).__module__.startswith("monai.") else 1
+
+
 class DataWatch:
     """Sees when drawing samples changes the dataset's own data, so that later epochs would draw from altered data.
 

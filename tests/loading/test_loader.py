@@ -200,6 +200,22 @@ def test_a_stream_repeats_and_goes_on_by_replay(workers: int, stop: int) -> None
     assert epoch_of(resumed) == whole[stop:]
 
 
+@pytest.mark.parametrize("stop", range(6))
+def test_batches_that_monais_thread_loader_repeats_are_repeated_after_a_resume_too(stop: int) -> None:
+    def loader(repeats: int) -> KeyedLoader:
+        return keyed(make(0, monai.data.ThreadDataLoader, repeats=repeats), 3407)
+
+    plain = [batch.tolist() for batch in loader(1)]
+    whole = epoch_of(loader(3))
+    first = loader(3)
+    for _ in zip(range(stop), first):  # noqa: B905
+        pass
+    resumed = loader(3)
+    resumed.load_state_dict(first.state_dict())
+    assert epoch_of(resumed) == whole[stop:]
+    assert [batch.tolist() for batch in loader(3)] == [batch for batch in plain for _ in range(3)]
+
+
 def test_a_stream_that_keeps_its_state_is_not_replayed() -> None:
     whole = epoch_of(keyed(DataLoader(Resumable(), batch_size=3), 3407))
     first = keyed(DataLoader(Resumable(), batch_size=3), 3407)

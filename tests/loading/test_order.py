@@ -6,6 +6,7 @@ import itertools
 import random
 from typing import Any
 
+import monai.data
 import numpy as np
 import pytest
 import torch
@@ -51,6 +52,10 @@ SAMPLERS: dict[str, Any] = {
     "subset": lambda: SubsetRandomSampler(list(range(3, SIZE))),
     "weighted": lambda: WeightedRandomSampler([1.0] * SIZE, 40),
     "distributed": lambda: DistributedSampler(range(SIZE), 2, 1),
+    "MONAI's distributed": lambda: monai.data.DistributedSampler(range(SIZE), False, 2, 1),
+    "MONAI's distributed, weighted": lambda: monai.data.DistributedWeightedRandomSampler(
+        range(SIZE), [1.0] * SIZE, 40, num_replicas=2, rank=1
+    ),
     "the user's own": Shuffled,
 }
 
@@ -144,3 +149,39 @@ def test_batches_of_a_batch_sampler_of_the_users_own() -> None:
 def test_a_plain_batch_sampler_keeps_drop_last() -> None:
     loader = DataLoader(range(SIZE), batch_sampler=BatchSampler(SequentialSampler(range(SIZE)), 4, drop_last=True))  # type: ignore[arg-type]
     assert [len(batch) for batch, _ in order.batches(loader, KEY)] == [4] * 5
+
+
+def test_a_sampler_that_knows_its_epoch_is_told_it_in_a_copy() -> None:
+    class Curriculum(SequentialSampler):
+        """Each epoch has one sample more."""
+
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Any:
+            return iter(torch.randperm(5 + self.epoch).tolist())
+
+    sampler = Curriculum(range(SIZE))
+    loader = DataLoader(range(SIZE), 100, sampler=sampler)  # type: ignore[arg-type]
+    assert [len(next(order.batches(loader, KEY, epoch=epoch))[0]) for epoch in (0, 3)] == [5, 8]
+    assert sampler.epoch == 0
+
+
+def test_ranks_of_monais_weighted_sampler_draw_each_for_itself() -> None:
+    def places(rank: int) -> list[int]:
+        sampler = monai.data.DistributedWeightedRandomSampler(
+            range(SIZE), [1.0] * SIZE, 40, num_replicas=2, rank=rank, shuffle=False
+        )
+        return [index // 2 for batch, _ in epoch(sampler) for index in batch]
+
+    assert places(0) == places(0) != places(1)
+
+
+def test_what_an_earlier_epoch_left_in_a_distributed_sampler_does_not_matter() -> None:
+    for name in ("distributed", "MONAI's distributed", "MONAI's distributed, weighted"):
+        sampler = SAMPLERS[name]()
+        first = epoch(sampler)
+        sampler.set_epoch(7)  # as Lightning does, except in the first epoch after a resume
+        assert epoch(sampler) == first, name
