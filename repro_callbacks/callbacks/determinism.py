@@ -19,6 +19,7 @@ from repro_callbacks.callbacks.seeding import Seeding
 from repro_callbacks.fingerprint.digest import digest_state
 from repro_callbacks.loading import KeyedLoader, Start
 from repro_callbacks.record import RunRecord
+from repro_callbacks.record.beside import compare_at_resume
 
 
 class Determinism(Callback):
@@ -270,7 +271,7 @@ class Determinism(Callback):
         weights = loaded.get("record", {}).get("initial_weights") or digest_state(pl_module)
         self.record = RunRecord.capture(seed=self.seed, seeds=self.seeds, initial_weights=weights)
         if loaded.get("record"):
-            difference = logging.compare_with_checkpoint(self.record, loaded["record"])
+            difference = compare_at_resume(self.record, loaded["record"])
             if difference:
                 warnings.warn(difference, stacklevel=2)
         if self.log_record:
@@ -285,7 +286,7 @@ class Determinism(Callback):
         return {
             "version": 1,
             "seeds": dict(self.seeds),
-            "record": logging.record_to_state(self.record),
+            "record": self.record.to_dict(),
             "repairs": self._run.repairs.state_dict(self._run.trainer),
         }
 

@@ -1,4 +1,4 @@
-"""A run's record to every logger of a trainer, beside its logs, into its checkpoints, and compared at a resume.
+"""A run's record to every logger of a trainer, and beside its logs.
 
 Loggers keep hyperparameters differently, and the user's own must stay visible beside ours:
 
@@ -13,25 +13,19 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from typing import Any, Final
 
 from repro_callbacks.callbacks.base import installed_namespaces
-from repro_callbacks.record import Differences, RunRecord
+from repro_callbacks.record import RunRecord
+from repro_callbacks.record.beside import FILE, write_record
 from repro_callbacks.record.differences import Scalar
 
 PREFIX: Final = "repro/"
-FILE: Final = "run_record.json"
 
 MLFLOW_PARAM_LENGTH: Final = 250  # Lightning's MLFlowLogger cuts a longer value without a word
 MLFLOW_TAG_LENGTH: Final = 5000  # mlflow's own limit, 5000 or 8000 by version; a longer value is refused
 MLFLOW_BATCH: Final = 100  # params and tags that mlflow takes at once
 MLFLOW_FORBIDDEN: Final = re.compile(r"[^\w\-. /]")  # mlflow refuses a key with anything else, brackets for one
-
-NOT_COMPARED_AT_RESUME: Final = {
-    "initial_weights": "the weights come from the checkpoint",
-    "command": "a resume has another command line by nature; what else it asks for is the user's wish",
-}
 
 
 def log_record(trainer: Any, record: RunRecord, module: Any) -> list[Any]:
@@ -66,7 +60,7 @@ def log_record(trainer: Any, record: RunRecord, module: Any) -> list[Any]:
                 logger.log_hyperparams({**users, **ours})
         except Exception as error:  # noqa: BLE001  a logger may raise anything; that must not cost the training
             refusals.append(f"{type(logger).__name__} ({type(error).__name__}: {error})")
-    path = None if trainer.fast_dev_run else write_record(_directory(trainer), record)
+    path = None if trainer.fast_dev_run else write_record(f"{_directory(trainer).rstrip('/')}/{FILE}", record)
     if refusals:
         kept = "it is kept in checkpoints" if path is None else f"it is kept in {path}"
         warnings.warn(f"the run record could not be logged to {' and '.join(refusals)}; {kept}", stacklevel=2)
@@ -82,76 +76,6 @@ def log_waiting(loggers: list[Any], record: RunRecord) -> None:
     for logger in loggers:
         if all(str(name).startswith(PREFIX) for name in logger.hparams):
             logger.log_hyperparams(ours)
-
-
-def write_record(directory: str, record: RunRecord) -> str:
-    """Write a record into a folder and return the file's path; no earlier record is lost.
-
-    The first is ``run_record.json``, those of later starts ``run_record.1.json``, ``run_record.2.json`` and so on. A
-    start that differs in nothing from the one before it adds no file.
-
-    Args:
-        directory: A local folder, made if need be, or a URL that fsspec knows (``s3://...``).
-
-    Raises:
-        OSError: If it can't be written.
-    """
-    from fsspec.core import url_to_fs
-    from fsspec.implementations.local import LocalFileSystem
-
-    stem, ending = os.path.splitext(FILE)
-    filesystem, folder = url_to_fs(directory)
-    paths = [f"{folder.rstrip('/')}/{FILE}"]
-    while filesystem.exists(paths[-1]):
-        paths.append(f"{folder.rstrip('/')}/{stem}.{len(paths)}{ending}")
-    content = record.to_json().encode()
-    if len(paths) > 1 and filesystem.cat_file(paths[-2]) == content:
-        return paths[-2]
-    if isinstance(filesystem, LocalFileSystem):
-        record.save(paths[-1])
-    else:
-        filesystem.makedirs(folder, exist_ok=True)
-        filesystem.pipe_file(paths[-1], content)
-    return paths[-1]
-
-
-def record_to_state(record: RunRecord) -> dict[str, Any]:
-    """Return a record as a checkpoint keeps it: nested plain values, loadable with ``weights_only=True``.
-
-    Example:
-        >>> compare_with_checkpoint(RunRecord(seed=1), record_to_state(RunRecord(seed=1)))
-    """
-    return record.to_dict()
-
-
-def compare_with_checkpoint(record: RunRecord, state: Mapping[str, Any]) -> str | None:
-    """Compare today's record with the one in a checkpoint and return what a resume must warn of, or None.
-
-    Only what can change bits counts, without :data:`NOT_COMPARED_AT_RESUME`.
-
-    Args:
-        record: Today's.
-        state: What :func:`record_to_state` returned when the checkpoint was made.
-
-    Example:
-        >>> here, there = RunRecord(seed=1, system={"os": "Linux"}), RunRecord(seed=2, system={"os": "Linux"})
-        >>> print(compare_with_checkpoint(here, record_to_state(there)))
-        this run differs from the one that wrote the checkpoint, so it may not continue with the same bits:
-          the seed is 1 here and 2 there: can change bits (every random number follows from it)
-    """
-    try:
-        there = RunRecord.from_dict(state)
-    except (TypeError, ValueError) as error:
-        return f"the record in the checkpoint can't be compared with this run: {error}"
-    changing = record.diff(there).changing_bits()
-    counted = Differences(item for item in changing if item.field not in NOT_COMPARED_AT_RESUME)
-    if not counted:
-        return None
-    lines = "\n  ".join(str(counted).splitlines())
-    return (
-        "this run differs from the one that wrote the checkpoint, so it may not continue with the same bits:\n  "
-        + lines
-    )
 
 
 def _fields(record: RunRecord) -> dict[str, Scalar]:

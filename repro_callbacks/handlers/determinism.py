@@ -16,9 +16,9 @@ from repro_callbacks.handlers import engine as engines
 from repro_callbacks.handlers import repairs, smartcache
 from repro_callbacks.handlers.attachment import Attachment, rank
 from repro_callbacks.handlers.position import Position
-from repro_callbacks.handlers.records import difference, write_record
 from repro_callbacks.loading import KeyedLoader
 from repro_callbacks.record import RunRecord
+from repro_callbacks.record.beside import compare_at_resume, record_file, write_record
 
 STAGES = ("train", "validate", "test", "predict")
 
@@ -257,11 +257,11 @@ class DeterminismHandler:
             )
         self.record = RunRecord.capture(seed=self.seed, seeds=self.seeds, initial_weights=weights)
         if loaded:
-            differs = difference(self.record, loaded["record"])
+            differs = compare_at_resume(self.record, loaded["record"])
             if differs is not None:
                 warnings.warn(differs, stacklevel=2)
         if self.record_path is not None and rank() == 0:
-            write_record(self.record_path, self.record)
+            write_record(record_file(self.record_path), self.record)
 
 
 def _agreed(seed: int) -> int:

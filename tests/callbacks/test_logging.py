@@ -1,6 +1,4 @@
 import importlib
-import json
-import os
 from pathlib import Path
 
 import pytest
@@ -117,32 +115,6 @@ def test_the_file_lies_beside_the_logs(pl, tmp_path, kind):
     assert RunRecord.load(Path(trainer.logger.log_dir, "run_record.json")) == RECORD
 
 
-def test_a_resume_into_the_same_folder_loses_no_record(tmp_path):
-    others = [RunRecord(seed=seed) for seed in (1, 2, 2, 1)]
-    paths = [room.write_record(str(tmp_path / "logs"), record) for record in others]
-    assert [os.path.basename(path) for path in paths] == [
-        "run_record.json",
-        "run_record.1.json",
-        "run_record.1.json",  # nothing has changed since the start before
-        "run_record.2.json",
-    ]
-    assert [RunRecord.load(path).seed for path in paths] == [1, 2, 2, 1]
-    assert len(list((tmp_path / "logs").iterdir())) == 3
-
-
-def test_the_file_can_be_written_to_a_remote_folder():
-    import fsspec
-
-    paths = [room.write_record("memory://bucket/logs", RunRecord(seed=seed)) for seed in (1, 2, 2)]
-    filesystem = fsspec.filesystem("memory")
-    assert [json.loads(filesystem.cat_file(path))["seed"] for path in paths] == [1, 2, 2]
-    assert sorted(filesystem.ls("/bucket/logs", detail=False)) == [
-        "/bucket/logs/run_record.1.json",
-        "/bucket/logs/run_record.json",
-    ]
-    filesystem.rm("/bucket", recursive=True)
-
-
 def test_a_logger_that_refuses_is_named_in_one_warning_and_costs_nothing_else(pl, tmp_path):
     class Refusing(pl.loggers.CSVLogger):
         def log_hyperparams(self, params=None):
@@ -214,29 +186,3 @@ def test_lightning_still_keeps_whether_hyperparameters_are_logged_where_we_read_
 
 def test_the_test_trainers_are_of_both_namespaces(pl, tmp_path):
     assert namespace_of(fit(pl, tmp_path, logger=False)) is pl
-
-
-def test_a_record_in_a_checkpoint_is_compared(tmp_path):
-    here = RunRecord.capture(seed=1, initial_weights="a")
-    torch.save({"record": room.record_to_state(here)}, tmp_path / "a.ckpt")
-    state = torch.load(tmp_path / "a.ckpt", weights_only=True)["record"]
-    assert room.compare_with_checkpoint(here, state) is None
-
-    harmless = {**state, "initial_weights": "b", "command": ["resume"], "system": {**state["system"], "kernel": "1"}}
-    assert room.compare_with_checkpoint(here, harmless) is None
-
-    text = room.compare_with_checkpoint(here, {**harmless, "versions": {**state["versions"], "torch": "2.12.0"}})
-    assert text is not None
-    assert text.splitlines() == [
-        "this run differs from the one that wrote the checkpoint, so it may not continue with the same bits:",
-        f"  torch is {torch.__version__} here and 2.12.0 there: can change bits "
-        "(bits are not promised between releases, nor between builds)",
-    ]
-
-
-def test_a_record_in_a_checkpoint_that_makes_no_sense_is_said():
-    text = room.compare_with_checkpoint(RECORD, {"versions": 3})
-    assert text == (
-        "the record in the checkpoint can't be compared with this run: "
-        "not a run record: it has no field 'schema', only 'versions'"
-    )

@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from repro_callbacks import RunRecord
-from repro_callbacks.callbacks import logging as room
 from repro_callbacks.command import record as command
 from repro_callbacks.command.main import main
 
@@ -132,7 +131,7 @@ class Determinism(pl.Callback):
         self.record = record
 
     def state_dict(self):
-        return {"record": room.record_to_state(self.record)}
+        return {"record": self.record.to_dict()}
 
 
 class Other(pl.Callback):
