@@ -192,6 +192,38 @@ def write(values: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(values) | (_ALGORITHMS if _ALGORITHMS & values.keys() else frozenset())
 
 
+def check_mode(mode: object) -> None:
+    """Refuse what is not a :data:`Mode`.
+
+    Raises:
+        ValueError: If ``mode`` is neither ``True``, ``"warn"`` nor ``False``.
+    """
+    if not (mode is True or mode is False or mode == "warn"):
+        raise ValueError(f"deterministic must be True, 'warn' or False, not {mode!r}")
+
+
+def contradiction(mode: Mode, asked_by: str, as_by: str) -> str | None:
+    """Say that torch's deterministic algorithms are on in another mode than one that is asked for now; None if not.
+
+    That they are off contradicts nothing: off is how torch starts.
+
+    Args:
+        mode: What is asked for.
+        asked_by: Name of the class whose ``deterministic`` it is.
+        as_by: What may have turned them on, with ``{}`` for the mode.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return None
+    present: Mode = "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
+    if present == mode:
+        return None
+    holds = f"{mode!r} holds during the run" if mode else "they stay on"
+    return (
+        f"torch's deterministic algorithms are on (as by {as_by.format(repr(present))}), and "
+        f"{asked_by}(deterministic={mode!r}) asks for something else: {holds}. Give both the same."
+    )
+
+
 def set_deterministic(
     mode: Mode,
     *,

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch.utils.data import DataLoader
 
 from repro_callbacks import flags, generators, keys
@@ -17,7 +16,7 @@ from repro_callbacks.callbacks.methods import LOADER_METHODS, SETUP_METHODS, STE
 from repro_callbacks.callbacks.repairs import Repairs
 from repro_callbacks.callbacks.seeding import Seeding
 from repro_callbacks.fingerprint.digest import digest_state
-from repro_callbacks.loading import KeyedLoader, Start
+from repro_callbacks.loading import KeyedLoader, Start, check_num_workers
 from repro_callbacks.record import RunRecord
 from repro_callbacks.record.beside import compare_at_resume
 
@@ -69,12 +68,8 @@ class Determinism(Callback):
         log: bool = True,
     ) -> None:
         super().__init__()
-        if not (deterministic is True or deterministic is False or deterministic == "warn"):
-            raise ValueError(f"deterministic must be True, 'warn' or False, not {deterministic!r}")
-        if num_workers is not None and (
-            isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0
-        ):
-            raise ValueError(f"num_workers must be an integer of 0 or more, or None, not {num_workers!r}")
+        flags.check_mode(deterministic)
+        check_num_workers(num_workers)
         self._seeding = Seeding(seed, seeds)
         self.deterministic = deterministic
         self.num_workers = num_workers
@@ -121,7 +116,10 @@ class Determinism(Callback):
         others = [callback for callback in trainer.callbacks if isinstance(callback, Determinism)]
         if others and others[0] is not self:
             return  # the script's own comes before one that was added to it
-        self._check_contradiction()
+        # Trainer(deterministic=False) does what leaving it out does, so that nobody can tell the two apart.
+        said = flags.contradiction(self.deterministic, "Determinism", "Trainer(deterministic={}) or set_determinism")
+        if said is not None:
+            warnings.warn(said, stacklevel=2)
         weights_were_seeded = self._seeding.seeded()
         self._run = _Run(trainer)
         try:
@@ -138,20 +136,6 @@ class Determinism(Callback):
                 "configure_model",
                 stacklevel=2,
             )
-
-    def _check_contradiction(self) -> None:
-        # Trainer(deterministic=False) does what leaving it out does, so that nobody can tell the two apart.
-        if not torch.are_deterministic_algorithms_enabled():
-            return
-        mode = "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
-        if mode == self.deterministic:
-            return
-        holds = f"the callback's {self.deterministic!r} holds during the run" if self.deterministic else "they stay on"
-        warnings.warn(
-            f"torch's deterministic algorithms are on (as by Trainer(deterministic={mode!r}) or set_determinism), and "
-            f"Determinism(deterministic={self.deterministic!r}) asks for something else: {holds}. Give both the same.",
-            stacklevel=2,
-        )
 
     def _end(self) -> None:
         run, self._run = self._run, None

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import torch
 
-from repro_callbacks import determinism, keys
+from repro_callbacks import determinism, flags, keys
 from repro_callbacks.fingerprint.digest import combine, digest_state
 from repro_callbacks.handlers import engine as engines
 from repro_callbacks.handlers import repairs, smartcache
 from repro_callbacks.handlers.attachment import Attachment, rank
 from repro_callbacks.handlers.position import Position
-from repro_callbacks.loading import KeyedLoader
+from repro_callbacks.loading import KeyedLoader, check_num_workers
 from repro_callbacks.record import RunRecord
 from repro_callbacks.record.beside import compare_at_resume, record_file, write_record
 
@@ -80,12 +80,8 @@ class DeterminismHandler:
         record_path: str | os.PathLike[str] | None = None,
         stage: str | None = None,
     ) -> None:
-        if not (deterministic is True or deterministic is False or deterministic == "warn"):
-            raise ValueError(f"deterministic must be True, 'warn' or False, not {deterministic!r}")
-        if num_workers is not None and (
-            isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0
-        ):
-            raise ValueError(f"num_workers must be an integer of 0 or more, or None, not {num_workers!r}")
+        flags.check_mode(deterministic)
+        check_num_workers(num_workers)
         if stage is not None and stage not in STAGES:
             raise ValueError(f"stage must be one of {', '.join(map(repr, STAGES))}, or None, not {stage!r}")
         self._given = None if seed is None else keys.check_seed(seed)
@@ -139,7 +135,9 @@ class DeterminismHandler:
         if outer is None:
             self._outermost = attachment
             self._weights_were_seeded = determinism.seeded() is not None
-            self._check_contradiction()
+            said = flags.contradiction(self.deterministic, "DeterminismHandler", "set_determinism with {}")
+            if said is not None:
+                warnings.warn(said, stacklevel=2)
         if self._given is None and (outer is None or outer.handler is not self):
             self.seed = self._find_seed(outer)
         assert self.seed is not None
@@ -229,19 +227,6 @@ class DeterminismHandler:
         seed = _agreed(secrets.randbelow(keys.MAX_SEED + 1) if self.seed is None else self.seed)
         _say(f"DeterminismHandler: drew seed {seed}; give DeterminismHandler(seed={seed}) to repeat this run")
         return seed
-
-    def _check_contradiction(self) -> None:
-        if not torch.are_deterministic_algorithms_enabled():
-            return
-        mode = "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
-        if mode == self.deterministic:
-            return
-        holds = f"the handler's {self.deterministic!r} holds during the run" if self.deterministic else "they stay on"
-        warnings.warn(
-            f"torch's deterministic algorithms are on ({mode!r}, as by set_determinism), and DeterminismHandler("
-            f"deterministic={self.deterministic!r}) asks for something else: {holds}. Give both the same.",
-            stacklevel=2,
-        )
 
     def _make_record(self, engine: Any, loaded: Mapping[str, Any]) -> None:
         networks = engines.networks(engine)

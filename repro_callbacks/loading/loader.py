@@ -299,6 +299,18 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def check_num_workers(num_workers: object) -> None:
+    """Refuse what is not a number of workers, or None for a loader's own.
+
+    Raises:
+        ValueError: If it is neither None nor an integer of 0 or more.
+    """
+    if num_workers is not None and (
+        isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0
+    ):
+        raise ValueError(f"num_workers must be an integer of 0 or more, or None, not {num_workers!r}")
+
+
 def keyed(
     loader: DataLoader[Any],
     seed: int,
@@ -322,7 +334,7 @@ def keyed(
 
     Raises:
         TypeError: If ``loader`` is not a DataLoader, or a seed is not an integer.
-        ValueError: If a seed is out of range.
+        ValueError: If a seed or ``num_workers`` is out of range.
 
     Example:
         >>> data = torch.arange(6.0)
@@ -336,4 +348,5 @@ def keyed(
         loader = loader.wrapped
     if not isinstance(loader, DataLoader):
         raise TypeError(f"keyed needs a torch DataLoader (or MONAI's, or torchdata's), not {type(loader).__name__}")
+    check_num_workers(num_workers)
     return KeyedLoader(loader, keys.check_seeds(keys.check_seed(seed), seeds), stage=stage, num_workers=num_workers)

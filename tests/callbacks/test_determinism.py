@@ -71,8 +71,8 @@ def test_another_number_of_workers_is_refused(workers: Any) -> None:
 @pytest.mark.parametrize(
     ("trainers", "ours", "said"),
     [
-        (True, "warn", "the callback's 'warn' holds during the run"),
-        ("warn", True, "the callback's True holds during the run"),
+        (True, "warn", "'warn' holds during the run"),
+        ("warn", True, "True holds during the run"),
         (True, False, "they stay on"),
         (True, True, None),
         ("warn", "warn", None),

@@ -250,6 +250,7 @@ def test_what_cannot_be_resumed_is_refused() -> None:
         (lambda: keyed(make(), 0.5), TypeError, "not 0.5 of type float"),
         (lambda: keyed(make(), 0, seeds={"ordr": 1}), ValueError, "no purpose 'ordr'; allowed are order, augment"),
         (lambda: keyed(make(), 0).set_epoch(-1), ValueError, "epoch must be an integer from 0"),
+        (lambda: keyed(make(), 0, num_workers=-2), ValueError, "num_workers must be an integer of 0 or more, or None"),
         (lambda: keyed(DataLoader(Counting()), 0).sample(3), TypeError, "is an iterable dataset: it has no sample 3"),
     ],
 )
