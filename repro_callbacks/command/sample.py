@@ -7,7 +7,6 @@ drawn in a fresh process, with everything in force that ``run`` has in force.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import importlib.util
 import os
@@ -135,8 +134,7 @@ def draw(
     loaders = list(_flat(_loaders(_find(source), stage, seed, every)))
     if not 0 <= number < len(loaders):
         raise NoSample(f"{source} has {len(loaders)} loaders for {stage}, so that there is no loader {number}")
-    loader = keyed(loaders[number], seed, seeds=seeds, stage=stage)
-    loader._start = dataclasses.replace(loader._start, loader=number)
+    loader = keyed(loaders[number], seed, seeds=seeds, stage=stage, number=number)
     size = len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
     if size is not None and not 0 <= index < size:
         raise NoSample(f"index must be from 0 to {size - 1}, since the dataset holds {size} samples, not {index}")

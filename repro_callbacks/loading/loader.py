@@ -55,6 +55,7 @@ class KeyedLoader(DataLoader[Any]):
         seeds: A seed for each purpose, as :func:`repro_callbacks.keys.check_seeds` gives them.
         where: Says where an iteration begins, at its first batch; the loader's own counters where it is None.
         stage: What the loader is for, where ``where`` is None.
+        number: Which of several loaders of that stage it is, where ``where`` is None.
         num_workers: Another number of workers than the loader's own.
     """
 
@@ -65,13 +66,14 @@ class KeyedLoader(DataLoader[Any]):
         where: Callable[[KeyedLoader], Start] | None = None,
         *,
         stage: str = "train",
+        number: int = 0,
         num_workers: int | None = None,
     ) -> None:
         self.wrapped = loader
         self.seeds = dict(seeds)
         self.iterable = isinstance(loader.dataset, IterableDataset)
         self._where = where
-        self._start = Start(stage=stage)
+        self._start = Start(stage=stage, loader=number)
         self._next_epoch: int | None = None
         self._batch = 0
         self._history: deque[dict[str, Any]] = deque(maxlen=4)
@@ -317,6 +319,7 @@ def keyed(
     *,
     seeds: Mapping[str, int] | None = None,
     stage: str = "train",
+    number: int = 0,
     num_workers: int | None = None,
 ) -> KeyedLoader:
     """Return a loader over the same data whose batches are a function of seed, epoch and index alone.
@@ -330,6 +333,7 @@ def keyed(
         seed: 0 to 2³²-1.
         seeds: Another seed for some purposes: ``"order"``, ``"augment"``, ``"step"``.
         stage: ``"train"``; another name for a loader whose draws are to be independent of it.
+        number: Which of several loaders of a stage: their draws are independent of each other.
         num_workers: Another number of workers than the loader's own.
 
     Raises:
@@ -349,4 +353,5 @@ def keyed(
     if not isinstance(loader, DataLoader):
         raise TypeError(f"keyed needs a torch DataLoader (or MONAI's, or torchdata's), not {type(loader).__name__}")
     check_num_workers(num_workers)
-    return KeyedLoader(loader, keys.check_seeds(keys.check_seed(seed), seeds), stage=stage, num_workers=num_workers)
+    every = keys.check_seeds(keys.check_seed(seed), seeds)
+    return KeyedLoader(loader, every, stage=stage, number=keys.check_seed(number, "number"), num_workers=num_workers)

@@ -223,7 +223,7 @@ def test_flags_hold_during_the_run() -> None:
 
 def test_a_contradiction_is_said() -> None:
     with set_determinism(0, use_deterministic_algorithms=True):
-        with pytest.warns(UserWarning, match=r"on \(True, as by set_determinism\).*'warn' holds during the run"):
+        with pytest.warns(UserWarning, match=r"on \(as by set_determinism with True\).*'warn' holds during the run"):
             engine_of(DeterminismHandler(0, deterministic="warn")).run(loader())
         with pytest.warns(UserWarning, match="they stay on"):
             engine_of(DeterminismHandler(0, deterministic=False)).run(loader())

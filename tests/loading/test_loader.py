@@ -163,6 +163,7 @@ def test_a_purpose_with_another_seed_changes_that_alone() -> None:
 
 def test_another_stage_draws_independently() -> None:
     assert epoch_of(keyed(make(), 0)) != epoch_of(keyed(make(), 0, stage="validate"))
+    assert epoch_of(keyed(make(), 0)) != epoch_of(keyed(make(), 0, number=1))
 
 
 def test_the_users_loader_is_left_as_it_is_and_its_worker_init_fn_is_called() -> None:
