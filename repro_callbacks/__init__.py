@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from repro_callbacks.command.verify import verify
     from repro_callbacks.determinism import get_seed, set_determinism
     from repro_callbacks.fingerprint.compare import compare
-    from repro_callbacks.handlers import DeterminismHandler
+    from repro_callbacks.handlers import DeterminismHandler, FingerprintHandler
     from repro_callbacks.loading import keyed, worker_init_fn
     from repro_callbacks.record import RunRecord
     from repro_callbacks.study import SeedStudy
@@ -29,6 +29,7 @@ _HOMES = {
     "keyed": "repro_callbacks.loading",
     "worker_init_fn": "repro_callbacks.loading",
     "DeterminismHandler": "repro_callbacks.handlers",
+    "FingerprintHandler": "repro_callbacks.handlers",
     "compare": "repro_callbacks.fingerprint",
     "audit": "repro_callbacks.audit",
     "verify": "repro_callbacks.command.verify",
@@ -40,6 +41,7 @@ __all__ = [
     "Determinism",
     "DeterminismHandler",
     "Fingerprint",
+    "FingerprintHandler",
     "RunRecord",
     "SeedStudy",
     "audit",

@@ -7,8 +7,11 @@ there, the four public methods that start a Trainer are wrapped.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +23,8 @@ from repro_callbacks.callbacks.control import Control
 from repro_callbacks.callbacks.determinism import Determinism
 from repro_callbacks.callbacks.fingerprint import Fingerprint
 from repro_callbacks.callbacks.seeding import Seeding
-from repro_callbacks.callbacks.settings import Settings, fingerprint_path
+from repro_callbacks.callbacks.settings import Settings, fingerprint_path, trace_path
+from repro_callbacks.callbacks.zoom import RecordOperators, StepRecorded
 
 ENTRIES: Final = ("fit", "validate", "test", "predict")
 
@@ -78,13 +82,17 @@ def _arranged(trainer: Any, control: Control, entry: str) -> Iterator[None]:
         added.append(control.determinism)
     if settings.fingerprint is not None and control.fit:
         added.append(RunFingerprint(fingerprint_path(settings.fingerprint, control.fit)))
-    # last, so that it saves and stops when the others, ModelCheckpoint too, are done with the step
-    trainer.callbacks = [*others[:place], *added, *others[place:], control]
+    last: list[Any] = [
+        control
+    ]  # so that it saves and stops when the others, ModelCheckpoint too, are done with the step
+    if settings.zoom is not None and control.fit == settings.zoom[0]:
+        last.append(RunOperators(settings))
+    trainer.callbacks = [*others[:place], *added, *others[place:], *last]
     try:
         with _overridden(own, settings):
             yield
     finally:
-        trainer.callbacks = [callback for callback in trainer.callbacks if callback not in (*added, control)]
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback not in (*added, *last)]
         trainer.callbacks.insert(min(place, len(trainer.callbacks)), control)
 
 
@@ -95,6 +103,28 @@ class RunFingerprint(Fingerprint):
     def state_key(self) -> str:
         """Its name in a checkpoint."""
         return "repro_callbacks.run.Fingerprint"
+
+
+class RunOperators(RecordOperators):
+    """Records the operators of the step that is asked for, writes them, and ends the process as ``kill -9`` does."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.zoom is not None
+        _, epoch, batch, *keep = settings.zoom
+        super().__init__(epoch, batch, keep)
+        self._path = settings.trace
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Write what was recorded, and end."""
+        with contextlib.suppress(StepRecorded):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.trace is None:
+            return
+        if self._path is None:
+            raise ValueError("to record the operators of a step, Settings needs a file for them")
+        self.trace.save(trace_path(self._path, trainer.global_rank))
+        trainer.strategy.barrier("repro_callbacks.zoom")
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _determinism(settings: Settings) -> Determinism:

@@ -41,6 +41,8 @@ NAMES: Final = frozenset(
         "STOP",
         "RESUME",
         "CHECKPOINT",
+        "ZOOM",
+        "TRACE",
         "LOG",
     )
 )
@@ -67,6 +69,9 @@ class Settings:
             saved to ``checkpoint`` and the process kills itself.
         resume: The fit that goes on from ``checkpoint``.
         checkpoint: The checkpoint to save or to go on from.
+        zoom: A fit, an epoch and a batch, both from 0: when that batch was trained, its operators are written to
+            ``trace`` and the process kills itself. A fourth number is that of the operator whose outputs are kept.
+        trace: The file for the operators of each rank, named by :func:`trace_path`.
         log: Whether the record goes to the script's loggers.
 
     Example:
@@ -90,6 +95,8 @@ class Settings:
     stop: tuple[int, int] | None = None
     resume: int | None = None
     checkpoint: Path | None = None
+    zoom: tuple[int, ...] | None = None
+    trace: Path | None = None
     log: bool = True
 
     def to_environment(self) -> dict[str, str]:
@@ -107,6 +114,8 @@ class Settings:
             "STOP": None if self.stop is None else f"{self.stop[0]}:{self.stop[1]}",
             "RESUME": self.resume,
             "CHECKPOINT": self.checkpoint,
+            "ZOOM": None if self.zoom is None else ":".join(map(str, self.zoom)),
+            "TRACE": self.trace,
             "LOG": None if self.log else 0,
         }
         return {PREFIX + name: str(value) for name, value in values.items() if value is not None}
@@ -134,6 +143,8 @@ class Settings:
             stop=(int(fit), int(step)) if fit else None,
             resume=_integer(given, "RESUME") if "RESUME" in given else None,
             checkpoint=Path(given["CHECKPOINT"]) if "CHECKPOINT" in given else None,
+            zoom=tuple(map(int, given["ZOOM"].split(":"))) if "ZOOM" in given else None,
+            trace=Path(given["TRACE"]) if "TRACE" in given else None,
             log=given.get("LOG") != "0",
         )
 
@@ -207,6 +218,16 @@ def fingerprint_path(first: Path, fit: int) -> Path:
         ['run.jsonl', 'run-fit2.jsonl']
     """
     return first if fit == 1 else first.with_name(f"{first.stem}-fit{fit}{first.suffix}")
+
+
+def trace_path(path: Path, rank: int) -> Path:
+    """Return where a rank's operators go.
+
+    Example:
+        >>> trace_path(Path("zoom/a.pt"), 1).name
+        'a.rank1.pt'
+    """
+    return path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
 
 
 def write_json(path: Path, values: Any) -> None:

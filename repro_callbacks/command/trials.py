@@ -163,25 +163,26 @@ def perform(
     if point is not None:
         fit, step = _where(steps, point)
         settings = replace(settings, stop=(fit, step), checkpoint=trial.folder / "resume.ckpt")
-        code = _start(trial, command, settings, watch, timeout)
+        code = start(trial, command, settings, watch, timeout)
         trial.killed = _killed(trial, settings, code)
         settings = replace(settings, stop=None, resume=fit, state=trial.folder / "state-resumed")
-    code = _start(trial, command, settings, watch, timeout)
+    code = start(trial, command, settings, watch, timeout)
     if code != 0:
-        raise CannotRun(f"{trial.circumstance.name} ended with exit code {code}{_tail(trial)}")
+        raise CannotRun(f"{trial.circumstance.name} ended with exit code {code}{tail(trial)}")
     assert settings.state is not None
     _read(trial, settings.state)
     for state in trial.folder.glob("state*"):
         shutil.rmtree(state)
 
 
-def _start(
+def start(
     trial: Trial,
     command: Sequence[str],
     settings: Settings,
     watch: Callable[[Path], None],
     timeout: float | None,
 ) -> int:
+    """Start the command once under a trial's circumstance, wait for its end and return its exit code."""
     assert settings.state is not None
     state = settings.state
     state.mkdir()
@@ -206,7 +207,7 @@ def _killed(trial: Trial, settings: Settings, code: int) -> tuple[int, int]:
         fit, step = settings.stop
         raise CannotRun(
             f"{trial.circumstance.name} was to be killed after step {step} of fit {fit}, and ended before it with exit "
-            f"code {code}{_tail(trial)}"
+            f"code {code}{tail(trial)}"
         )
     where = json.loads(told.read_text())
     return where["fit"], where["step"]
@@ -217,11 +218,11 @@ def _read(trial: Trial, state: Path) -> None:
     trial.steps = {fit["fit"]: fit["steps"] for fit in sorted(fits, key=lambda fit: int(fit["fit"]))}
     if not trial.steps:
         reason = "a Trainer ran, and no fit came to its end" if (state / SEEN).exists() else NO_TRAINER
-        raise CannotRun(f"{trial.circumstance.name}: {reason}{_tail(trial)}")
+        raise CannotRun(f"{trial.circumstance.name}: {reason}{tail(trial)}")
     trial.result = json.loads((trial.folder / RESULT).read_text())
 
 
-def _tail(trial: Trial) -> str:
+def tail(trial: Trial) -> str:
     """Return the end of the log, for an error."""
     log = trial.folder / LOG
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []

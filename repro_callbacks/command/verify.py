@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from repro_callbacks import keys
 from repro_callbacks.callbacks.settings import Settings, fingerprint_path, write_json
@@ -25,6 +25,11 @@ from repro_callbacks.command import call, display, launch, trials
 from repro_callbacks.command.launch import CannotRun
 from repro_callbacks.command.run import add_command, add_settings, command_of, tell
 from repro_callbacks.command.trials import Circumstance, Trial
+from repro_callbacks.command.zoom import can_zoom
+from repro_callbacks.command.zoom import zoom as zoom_in
+
+if TYPE_CHECKING:
+    from repro_callbacks.fingerprint.compare import Divergence
 
 __all__ = ["CannotRun", "Verification", "verify"]
 
@@ -39,12 +44,14 @@ class Verification:
         folder: Where the log, the fingerprints and the result of every run are kept.
         trials: The runs, the reference first.
         divergences: For each run that differs from the reference, by name, the first divergence in words.
+        operators: For those of them whose step computed other bits from the same inputs, the first operator that did.
         notes: What was seen besides, and is no divergence.
     """
 
     folder: Path
     trials: list[Trial] = field(default_factory=list)
     divergences: dict[str, str] = field(default_factory=dict)
+    operators: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -62,7 +69,10 @@ class Verification:
             first = f"equal: {len(self.trials)} runs of {steps} steps agree bit for bit: reference, {', '.join(others)}"
         else:
             first = f"different: {len(self.divergences)} of {len(others)} runs differ from the reference"
-        found = [f"{name}: {divergence}" for name, divergence in self.divergences.items()]
+        found = [
+            "\n".join(filter(None, [f"{name}: {divergence}", self.operators.get(name)]))
+            for name, divergence in self.divergences.items()
+        ]
         if found:
             found.append("A is the reference, B the run that is named.")
         return "\n".join([first, *found, *self.notes, f"kept in {self.folder}"])
@@ -77,6 +87,7 @@ class Verification:
                     "steps": trial.steps,
                     "killed_after": trial.killed,
                     "divergence": self.divergences.get(trial.circumstance.name),
+                    "operator": self.operators.get(trial.circumstance.name),
                     **trial.result,
                 }
                 for trial in self.trials
@@ -96,6 +107,7 @@ def verify(
     deterministic: bool | Literal["warn"] | None = None,
     out: str | Path | None = None,
     timeout: float | None = None,
+    zoom: bool = True,
     show: bool = False,
 ) -> Verification:
     """Run a training several times in fresh processes, and prove the runs equal or name the first divergence.
@@ -115,6 +127,8 @@ def verify(
         out: A folder that does not exist yet, for everything that is kept. Default: one in ``repro-verify``, named by
             the time.
         timeout: Seconds that one run may take.
+        zoom: Whether to run a step that computes other bits from the same inputs again, operator by operator, in both
+            settings, to name the first operator that does: up to five more starts of the training.
         show: Whether to show the progress on standard error.
 
     Raises:
@@ -144,7 +158,7 @@ def verify(
     verification = Verification(folder)
     with display.choose() if show else display.Silent() as shown:
         for circumstance in circumstances:
-            _try(verification, circumstance, command, settings, shown, timeout)
+            _try(verification, circumstance, command, settings, shown, timeout, zoom)
     return verification
 
 
@@ -164,6 +178,7 @@ def _try(
     settings: Settings,
     shown: display.Display,
     timeout: float | None,
+    zoom: bool,
 ) -> None:
     trial = Trial(circumstance, verification.folder / circumstance.name)
     steps = verification.trials[0].steps if verification.trials else {}
@@ -173,9 +188,9 @@ def _try(
     except BaseException as error:
         shown.end(circumstance.name, "stopped" if isinstance(error, KeyboardInterrupt) else "failed")
         raise
-    outcome = "reference"
+    outcome, parting = "reference", None
     if verification.trials:
-        divergence = _divergence(verification.trials[0], trial)
+        divergence, parting = _divergence(verification.trials[0], trial)
         if divergence is not None:
             verification.divergences[circumstance.name] = divergence
         verification.notes += _notes(verification.trials[0], trial)
@@ -183,27 +198,57 @@ def _try(
     verification.trials.append(trial)
     _save(verification)
     shown.end(circumstance.name, outcome)
+    if zoom and parting is not None and can_zoom(trial, parting[1]):
+        _zoom(verification, trial, *parting, command, settings, shown, timeout)
+
+
+def _zoom(
+    verification: Verification,
+    trial: Trial,
+    fit: int,
+    divergence: Divergence,
+    command: Sequence[str],
+    settings: Settings,
+    shown: display.Display,
+    timeout: float | None,
+) -> None:
+    """Look for the operator. That it can't be found does not make the divergence less true: it is noted."""
+    name = trial.circumstance.name
+    row = f"{name}, operator by operator"
+    shown.begin(row, None)
+    outcome = "failed"
+    try:
+        told = zoom_in(verification.trials[0], trial, fit, divergence, command, settings, shown.watch, timeout)
+        verification.operators[name] = told
+        outcome = "found" if told.startswith("Operator") else "not found"
+    except CannotRun as error:
+        verification.notes.append(f"note: {name}: the operator could not be looked for: {error}")
+    finally:
+        shown.end(row, outcome)
+        _save(verification)
 
 
 def _save(verification: Verification) -> None:
     write_json(verification.folder / SUMMARY, verification.to_dict())
 
 
-def _divergence(reference: Trial, trial: Trial) -> str | None:
-    """Return the first divergence of a run from the reference in words; None if there is none."""
+def _divergence(reference: Trial, trial: Trial) -> tuple[str | None, tuple[int, Divergence] | None]:
+    """Return the first divergence of a run from the reference in words, and as its fit and what was found there."""
     from repro_callbacks.fingerprint import compare
     from repro_callbacks.fingerprint.store import rank_path
 
     if trial.steps.keys() != reference.steps.keys():
-        return f"the reference has {len(reference.steps)} fits that came to their end, this run has {len(trial.steps)}"
+        told = f"the reference has {len(reference.steps)} fits that came to their end, this run has {len(trial.steps)}"
+        return told, None
     for fit in reference.steps:
         ours, theirs = (rank_path(fingerprint_path(one.fingerprint, fit), 0) for one in (reference, trial))
         comparison = compare(ours, theirs)
-        if not comparison.equal:
-            return (f"fit {fit}: " if len(reference.steps) > 1 else "") + str(comparison)
+        if comparison.divergence is not None:
+            told = (f"fit {fit}: " if len(reference.steps) > 1 else "") + str(comparison)
+            return told, (fit, comparison.divergence)
     if trial.result["weights"] != reference.result["weights"]:
-        return "every training step is equal, and the weights after the fit are not"
-    return None
+        return "every training step is equal, and the weights after the fit are not", None
+    return None, None
 
 
 def _notes(reference: Trial, trial: Trial) -> list[str]:
@@ -245,6 +290,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="where everything is kept (default: repro-verify/<time>)"
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="how long one run may take")
+    parser.add_argument(
+        "--no-zoom",
+        dest="zoom",
+        action="store_false",
+        help="do not run a step that differs again, operator by operator, to name the first that does",
+    )
     add_command(parser)
 
 
@@ -271,6 +322,7 @@ def run(arguments: argparse.Namespace) -> int:
             deterministic=arguments.deterministic,
             out=folder,
             timeout=arguments.timeout,
+            zoom=arguments.zoom,
             show=True,
         )
     except (CannotRun, ValueError) as error:

@@ -34,7 +34,8 @@ class Cause:
 
 
 _ZOOM: Final = (
-    "Zoom in to name the operator (repro_callbacks.fingerprint.operators.zoom); set Determinism(deterministic=True)."
+    "Let repro-callbacks verify name the operator (from Python: repro_callbacks.callbacks.zoom.zoom_fit); set "
+    "Determinism(deterministic=True)."
 )
 _CAUSES: Final = (
     Cause(

@@ -129,6 +129,30 @@ def test_a_state_that_the_checkpoint_does_not_hold_is_found(tmp_path: Path) -> N
 # -- what can't be verified --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_the_operator_behind_a_difference_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "threads.py")]
+    verification = verify(command, seed=3407, runs=1, vary={"OMP_NUM_THREADS": [1, 3]}, out=tmp_path / "out")
+    assert list(verification.divergences) == ["OMP_NUM_THREADS=3"]
+    told = verification.operators["OMP_NUM_THREADS=3"]
+    assert "aten.sum.default (forward, " in told
+    assert "threads.py:18" in told
+    assert "its inputs agree and its output differs, in 1 of 1 elements, by at most" in told
+    assert told in str(verification)
+    assert json.loads((tmp_path / "out" / "verification.json").read_text())["trials"][-1]["operator"] == told
+
+
+@pytest.mark.slow
+def test_a_difference_that_does_not_come_again_is_told_as_that(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    script = tmp_path / "once.py"  # of all its starts the second alone differs
+    text = (SCRIPTS / "threads.py").read_text().replace("torch.rand(3_000_001).sum()", "(1 + (STARTS == 2))")
+    script.write_text(f"open({str(count)!r}, 'a').write('.')\nSTARTS = len(open({str(count)!r}).read())\n{text}")
+    verification = verify([sys.executable, str(script)], seed=1, runs=2, out=tmp_path / "out")
+    assert "Epoch 1, batch 2 " in verification.divergences["repeat-1"]
+    assert "this step came out the same in both settings" in verification.operators["repeat-1"]
+
+
 def test_a_script_that_fails_is_not_verified(tmp_path: Path) -> None:
     write(tmp_path, "fails.py", "print('on the way')\nraise RuntimeError('on purpose')\n")
     done = call("verify", "--out", "kept", "--", "python", "fails.py", cwd=tmp_path)
