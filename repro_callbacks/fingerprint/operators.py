@@ -133,7 +133,7 @@ class OperatorRecorder:
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
         """Run one operator and record it."""
         name = str(operator)
-        inputs = digest_tree([self._memory.readable(operator, (args, kwargs)), _generators(operator, args, kwargs)])
+        inputs = digest_tree([self._memory.arguments(operator, args, kwargs), _generators(operator, args, kwargs)])
         # The node of a forward operator is made right before it runs, and takes the next number.
         number = torch.autograd._get_sequence_nr() - 1  # type: ignore[attr-defined]
         node = torch._C._current_autograd_node()
