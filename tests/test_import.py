@@ -54,6 +54,7 @@ def test_the_package_imports_neither_framework() -> None:
     assert imported_by("repro_callbacks") == set()
 
 
+@pytest.mark.slow
 def test_the_test_above_can_fail() -> None:
     assert imported_by("repro_callbacks", "monai.utils") == {"monai"}
     assert {"lightning", "pytorch_lightning"} <= imported_by("repro_callbacks.callbacks.determinism")

@@ -30,6 +30,8 @@ EVERYTHING = Settings(
     stop=(2, 50),
     resume=3,
     checkpoint=Path("/a/c.ckpt"),
+    zoom=(1, 0, 7, 3),
+    trace=Path("/a/t.pt"),
     log=False,
 )
 
@@ -56,6 +58,7 @@ def test_outside_of_run_it_adds_nothing_and_imports_nothing() -> None:
     assert called(environment()) == [0]
 
 
+@pytest.mark.slow
 def test_below_run_it_adds_one_callback_and_imports_lightning() -> None:
     """The control of the test above: that nothing is imported can fail."""
     found = called(environment(**Settings(start_seed=0).to_environment()))

@@ -58,6 +58,7 @@ def test_the_script_is_seeded_before_its_first_line(tmp_path: Path) -> None:
     assert all(plain[name] != value for name, value in expected(3407).items())
 
 
+@pytest.mark.slow
 def test_hashes_and_cublas_are_in_force(tmp_path: Path) -> None:
     write(tmp_path, "draws.py", DRAWS)
     first, second = (observed(call("run", "--seed", seed, "--", "draws.py", cwd=tmp_path)) for seed in ("1", "2"))

@@ -149,6 +149,7 @@ def test_a_function(script: Path, capsys: Any) -> None:
     assert "Between seeds" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_bits_that_differ_are_said_loudly(script: Path, capsys: Any) -> None:
     Path("experiment.py").write_text("import os\ndef fit(seed):\n    return {'val_loss': float(os.getpid())}\n")
     assert cli("--seeds", "0:2", "--check", "1", "--no-report", "--", "experiment:fit") == 1

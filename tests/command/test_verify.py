@@ -207,6 +207,7 @@ time.sleep(120)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_ends_all_processes_and_says_what_is_kept(tmp_path: Path, number: signal.Signals) -> None:
     write(tmp_path, "waits.py", WAITS)

@@ -165,6 +165,7 @@ def test_other_trainers_resume(name: str, tmp_path: Path) -> None:
         assert train(name, load=file, workers=1) == plain, file.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINERS)
 def test_without_the_handler_they_do_not(name: str) -> None:
     plain = train(name, determinism=False)

@@ -1,12 +1,14 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from repro_callbacks.record import environment
 from tests.record.test_run_record import run_python
 
 
+@pytest.mark.slow
 def test_neither_lightning_nor_monai_is_imported():
     code = "import sys, repro_callbacks.record; print({'lightning', 'pytorch_lightning', 'monai'} & set(sys.modules))"
     assert run_python(code).strip() == "set()"
@@ -33,6 +35,7 @@ def test_only_variables_that_are_set_are_read(monkeypatch):
 
 def test_the_cpu_capability_is_the_one_in_force_and_does_change_bits():
     code = """
+import pytest
 import torch
 from repro_callbacks.record import environment
 torch.manual_seed(0)

@@ -58,6 +58,7 @@ def test_the_live_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_the_live_lines(tmp_path: Path) -> None:
     """A real one; and without rich, plain lines."""
     for hide_rich in (False, True):

@@ -98,11 +98,13 @@ def leaves_a_trace(seed: int) -> float:
     return float(count)
 
 
+@pytest.mark.slow
 def test_nothing_of_a_run_is_left_for_the_next(tmp_path: Path) -> None:
     run(tmp_path, leaves_a_trace, metric="score")
     assert [line["metrics"]["score"] for line in lines(tmp_path)] == [0.0] * 4
 
 
+@pytest.mark.slow
 def test_a_warm_process_would_leave_something(tmp_path: Path) -> None:
     """Negative control: the debug engine runs all in this process, and the check of the study says so."""
     with pytest.warns(NotRepeatableWarning):
@@ -158,6 +160,7 @@ def monai_entropy(seed: int) -> float:
     return float(RandFlip().R.rand())
 
 
+@pytest.mark.slow
 def test_forks_do_not_share_monais_entropy(tmp_path: Path) -> None:
     """Or an unseeded pipeline would draw the same in every run, and look repeatable."""
     run(tmp_path, monai_entropy, metric="score", imports=["monai.transforms"])
@@ -175,6 +178,7 @@ ENDS = {
 }
 
 
+@pytest.mark.slow
 def test_what_ends_a_run_is_told_apart(tmp_path: Path) -> None:
     fit = functools.partial(fits.end, how=tuple(ENDS))
     result = run(tmp_path, fit, seeds=range(len(ENDS) + 1), metric="score", retries=1, timeout=5)
@@ -211,6 +215,7 @@ def workers_of_its_own(seed: int, marks: str) -> float:
     return 0.0
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_loader_workers(tmp_path: Path) -> None:
     fit = functools.partial(workers_of_its_own, marks=str(tmp_path))
     result = run(tmp_path / "out", fit, seeds=[0], metric="score", retries=0)
@@ -235,6 +240,7 @@ def kills_the_nursery(seed: int, marks: str) -> float:
     return float(seed)
 
 
+@pytest.mark.slow
 def test_runs_outlive_the_process_that_starts_them(tmp_path: Path) -> None:
     """They die with it, are reported as lost, and are run again from another one."""
     result = run(tmp_path / "out", functools.partial(kills_the_nursery, marks=str(tmp_path)), metric="score")
@@ -244,6 +250,7 @@ def test_runs_outlive_the_process_that_starts_them(tmp_path: Path) -> None:
     assert all("was killed by SIGKILL" in line["error"] for line in lost)
 
 
+@pytest.mark.slow
 def test_an_import_that_starts_threads_is_not_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "starts_a_thread.py").write_text(
         "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
@@ -255,6 +262,7 @@ def test_an_import_that_starts_threads_is_not_forked(tmp_path: Path, monkeypatch
     assert result.table()["weights"].tolist() == forked.table()["weights"].tolist()
 
 
+@pytest.mark.slow
 def test_what_a_run_imports_late_is_imported_once(tmp_path: Path) -> None:
     """A module that a training imports while it runs costs the first run only."""
 
@@ -269,6 +277,7 @@ def test_what_a_run_imports_late_is_imported_once(tmp_path: Path) -> None:
     assert study.run(workers=1, report=False, display=False).table()["score"].tolist() == [0.0, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_target_that_cannot_be_loaded_stops_the_study_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,6 +377,7 @@ def test_a_study_that_is_stopped_stops_its_runs_on_a_cluster_of_others(tmp_path:
         assert run(tmp_path / "next", fits.train, "dask", seeds=[0], options={"client": client}).done == 1
 
 
+@pytest.mark.slow
 def test_an_engine_of_your_own(tmp_path: Path) -> None:
     """A class with the interface of Engine; here one that counts what it is given."""
     seen: list[str] = []

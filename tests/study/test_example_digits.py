@@ -53,6 +53,7 @@ def test_shifted_images_are_the_images_moved_by_a_pixel(digits):
     assert not torch.equal(moved, images)
 
 
+@pytest.mark.slow
 def test_pretrained_features_leave_only_the_last_layer_to_the_seed(digits, tmp_path):
     digits.pretrain(tmp_path / "a.pt", epochs=1)
     digits.pretrain(tmp_path / "b.pt", epochs=1)

@@ -49,6 +49,7 @@ def die(seed: int, counter: str) -> float:
     return 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("certain", [True, False])
 def test_a_kill_is_told_by_the_counters(tmp_path: Path, certain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The counters are files of the test: a real OOM kill would need a control group of its own."""

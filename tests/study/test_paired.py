@@ -71,6 +71,7 @@ def test_no_claim_below_what_n_can_support(n):
     assert six.verdict == "a", "control: six can support it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n", [6, pytest.param(10, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.slow)])
 def test_false_claims_are_at_or_under_one_in_twenty(shape, n, monkeypatch):
@@ -91,6 +92,7 @@ def test_false_claims_are_at_or_under_one_in_twenty(shape, n, monkeypatch):
         assert (np.abs(differences.mean(axis=1)) > 1.96 * errors).sum() > most(trials, 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["normal", "heavy tails", "skewed"])
 @pytest.mark.parametrize("n", [5, 10, 30])
 def test_difference_covers(shape, n):
@@ -108,6 +110,7 @@ def test_real_differences_are_found_as_often_as_the_power_says():
     assert least(trials, 0.79) <= found <= most(trials, 0.82)
 
 
+@pytest.mark.slow
 def test_probability_covers():
     trials, n = 1000, 20
     wins = np.random.default_rng(0).binomial(n, 0.75, trials)

@@ -46,6 +46,7 @@ def test_ten_thousand_runs_lose_no_precision():
     assert len(found.sizes) <= 100
 
 
+@pytest.mark.slow
 def test_pure_noise_gains_nothing_elsewhere_and_a_real_difference_does():
     rng = np.random.default_rng(4)
     luck, real = [], []

@@ -202,6 +202,7 @@ def test_a_result_of_another_study_or_try_is_not_taken(tmp_path: Path) -> None:
     assert Outcome.load(str(tmp_path), "this", "seed-1", 1) is None
 
 
+@pytest.mark.slow
 def test_more_seeds_extend_a_study(tmp_path: Path) -> None:
     quick(tmp_path / "a", range(2))
     first = {line["name"]: line for line in lines(tmp_path / "a")}
@@ -235,6 +236,7 @@ def test_tables(tmp_path: Path) -> None:
     assert record.command == sys.orig_argv
 
 
+@pytest.mark.slow
 def test_what_differs_is_another_study(tmp_path: Path) -> None:
     quick(tmp_path)
     for change, message in (
@@ -250,6 +252,7 @@ def test_what_differs_is_another_study(tmp_path: Path) -> None:
         rebuild(tmp_path / "elsewhere")
 
 
+@pytest.mark.slow
 def test_a_changed_function_is_refused_while_results_are_there(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     module = tmp_path / "changing.py"
@@ -278,6 +281,7 @@ def test_a_changed_function_is_refused_while_results_are_there(tmp_path: Path, m
     assert result.table()["score"].tolist() == [0.0, 0.5, 1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_failed_runs_stay_failed_until_asked(tmp_path: Path) -> None:
     fit = functools.partial(fits.end, how=("raise",))
     assert dict(quick(tmp_path, range(2), fit=fit, metric="score").failed) == {
@@ -290,6 +294,7 @@ def test_failed_runs_stay_failed_until_asked(tmp_path: Path) -> None:
     assert again.table()["attempts"].tolist() == [1, 4]
 
 
+@pytest.mark.slow
 def test_hopeless_studies_end_early(tmp_path: Path) -> None:
     with pytest.raises(
         StudyError, match=r"the first 3 runs all failed(.|\n)*the run gave no metric 'los'; it gave holdout_loss, loss"
@@ -299,6 +304,7 @@ def test_hopeless_studies_end_early(tmp_path: Path) -> None:
     assert rebuild(tmp_path, report=False).done == 0
 
 
+@pytest.mark.slow
 def test_vary_gives_the_seed_to_some_purposes(tmp_path: Path) -> None:
     result = quick(tmp_path, range(2), fit=fits.purposes, metric="score", vary="init,order+step,all", fixed=9, check=1)
     table = result.table()

@@ -53,6 +53,7 @@ def test_order_of_rows_does_not_matter():
         assert one.variance.value == pytest.approx(other.variance.value)
 
 
+@pytest.mark.slow
 def test_intervals_of_variance_share_and_remainder_cover():
     trials, hits = 400, np.zeros(3)
     for trial in range(trials):
