@@ -32,7 +32,10 @@ GROUPS: dict[str, list[list[str]]] = {
         ["monai_engine.py", *SMALL, "--num-workers", "0"],
     ],
     "lightning_cli": [CLI, [*CLI, "--data.num_workers", "0"]],
-    "seed_study": [["seed_study/digits.py", "--seeds", "0:2", "--variants", "short", "--out", "study"]],
+    "seed_study": [
+        ["seed_study/digits.py", "--seeds", "0:2", "--variants", "short", "--out", "study"],
+        ["seed_study/brain.py", "--seeds", "0:2", "--variants", "short", "--epochs", "1", "--patches", "8", "--out", "b"],
+    ],
 }
 NOT_HERE = {
     "decathlon.py": "needs a download; its test runs it on a small folder of the same layout",
