@@ -13,6 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SMALL = ["--epochs", "2", "--patches", "16"]
+TINY = ["--epochs", "1", "--patches", "8"]
 CLI = ["lightning_cli/train.py", "fit", "--config", str(HERE / "lightning_cli" / "config.yaml")]
 CLI += ["--trainer.max_epochs", "2", "--data.patches", "16"]
 
@@ -34,7 +35,7 @@ GROUPS: dict[str, list[list[str]]] = {
     "lightning_cli": [CLI, [*CLI, "--data.num_workers", "0"]],
     "seed_study": [
         ["seed_study/digits.py", "--seeds", "0:2", "--variants", "short", "--out", "study"],
-        ["seed_study/brain.py", "--seeds", "0:2", "--variants", "short", "--epochs", "1", "--patches", "8", "--out", "b"],
+        ["seed_study/brain.py", "--seeds", "0:2", "--variants", "short", *TINY, "--out", "brain"],
     ],
 }
 NOT_HERE = {

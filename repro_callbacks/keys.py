@@ -58,7 +58,7 @@ def check_seed(seed: object, name: str = "seed") -> int:
         ValueError: seed must be an integer from 0 to 4294967295, not -1
     """
     allowed = f"an integer from 0 to {MAX_SEED}"
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+    if _is_bool(seed) or not hasattr(seed, "__index__"):
         raise TypeError(f"{name} must be {allowed}, not {seed!r} of type {type(seed).__name__}")
     try:
         value = operator.index(seed)
@@ -106,7 +106,7 @@ def encode(component: Component) -> bytes:
         return _encode_text(str(component))
     if isinstance(component, tuple):
         payload, tag = b"".join(map(encode, component)), b"t"
-    elif isinstance(component, bool):
+    elif _is_bool(component):
         raise TypeError(_no_position(component))
     else:
         try:
@@ -114,6 +114,12 @@ def encode(component: Component) -> bytes:
         except TypeError:  # an array has __index__ too, and refuses to be one unless it holds a single integer
             raise TypeError(_no_position(component)) from None
     return b"%b%d:%b" % (tag, len(payload), payload)
+
+
+def _is_bool(value: object) -> bool:
+    """Whether a value is Python's bool or NumPy's, which has ``__index__`` in older NumPys (2.0 for one)."""
+    kind = type(value)
+    return kind is bool or (kind.__module__ == "numpy" and kind.__name__ in {"bool", "bool_"})
 
 
 def _no_position(component: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,9 @@ from repro_callbacks.loading import KeyedLoader
 from tests.handlers.training import Draws
 
 Step = tuple[int, int, tuple[float, ...], float]
+needs_max_iters = pytest.mark.skipif(
+    "max_iters" not in inspect.signature(Engine.run).parameters, reason="Ignite before 0.5.5 has no run(max_iters=...)"
+)
 
 
 class Noise(torch.utils.data.Dataset[Any]):
@@ -127,6 +131,7 @@ def test_resume(iteration: int, kwargs: dict[str, Any]) -> None:
     assert resumed(steps(**kwargs), iteration, lambda: loader(num_workers=1), with_state=False, **kwargs)
 
 
+@needs_max_iters
 def test_max_iters() -> None:
     seen = steps(max_iters=7, max_epochs=None)
     assert batches(seen) == batches(steps())[:7]
@@ -145,6 +150,7 @@ def test_an_epoch_that_is_terminated_is_followed_by_a_whole_pass() -> None:
     assert [epoch for epoch, *_ in seen] == [1, 1, 1, 2, 3, 3, 3]
 
 
+@needs_max_iters
 def test_the_state_tells_a_resume_where_a_pass_began() -> None:
     seen: list[Step] = []
     engine, handler = engine_of(seen)
