@@ -82,9 +82,8 @@ def _arranged(trainer: Any, control: Control, entry: str) -> Iterator[None]:
         added.append(control.determinism)
     if settings.fingerprint is not None and control.fit:
         added.append(RunFingerprint(fingerprint_path(settings.fingerprint, control.fit)))
-    last: list[Any] = [
-        control
-    ]  # so that it saves and stops when the others, ModelCheckpoint too, are done with the step
+    # last, so that it saves and stops when the others, ModelCheckpoint too, are done with the step
+    last: list[Any] = [control]
     if settings.zoom is not None and control.fit == settings.zoom[0]:
         last.append(RunOperators(settings))
     trainer.callbacks = [*others[:place], *added, *others[place:], *last]

@@ -90,8 +90,10 @@ def zoom(
             raise CannotRun(f"epoch {epoch}, batch {batch} was not reached again{trials.tail(again)}")
         return OperatorTrace.load(path)
 
-    found = zoom_with(lambda keep: trace(reference, "a", keep), lambda keep: trace(trial, "b", keep))
-    checkpoint.unlink(missing_ok=True)
+    try:
+        found = zoom_with(lambda keep: trace(reference, "a", keep), lambda keep: trace(trial, "b", keep))
+    finally:
+        checkpoint.unlink(missing_ok=True)  # as large as the model, and of no use to anybody now
     if found is None:
         return (
             "Run again from the step before, this step came out the same in both settings: it does not differ each "
