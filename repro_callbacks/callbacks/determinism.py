@@ -12,7 +12,7 @@ from repro_callbacks import flags, generators, keys
 from repro_callbacks.callbacks import logging
 from repro_callbacks.callbacks import trainer as trainers
 from repro_callbacks.callbacks.base import Callback
-from repro_callbacks.callbacks.methods import LOADER_METHODS, SETUP_METHODS, STEP_METHODS, KeyedMethods
+from repro_callbacks.callbacks.methods import LOADER_METHODS, MID_STEP_HOOKS, SETUP_METHODS, STEP_METHODS, KeyedMethods
 from repro_callbacks.callbacks.repairs import Repairs
 from repro_callbacks.callbacks.seeding import Seeding
 from repro_callbacks.fingerprint.digest import digest_state
@@ -314,6 +314,12 @@ class _Run:
             for name in (*SETUP_METHODS, *LOADER_METHODS):
                 prefix = "datamodule." if is_data and name in SETUP_METHODS else ""
                 self._methods.add(owner, name, lambda name, prefix=prefix: callback.key_setup(trainer, prefix + name))  # type: ignore[misc]
+
+        for other in self._callbacks:
+            for name in MID_STEP_HOOKS:
+                self._methods.add(
+                    other, name, lambda name: callback.key_hook(trainer, f"{name} callbacks"), isolated=True
+                )
 
         strategy = trainer.strategy
         process_dataloader, teardown = strategy.process_dataloader, strategy.teardown

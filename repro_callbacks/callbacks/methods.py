@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from repro_callbacks.generators import isolate
+
 STEP_METHODS = (
     "on_fit_start",
     "on_train_start",
@@ -32,6 +34,9 @@ STEP_METHODS = (
     "predict_step",
 )
 SETUP_METHODS = ("setup", "configure_model", "configure_optimizers")
+# Called between what a step draws and what it draws next: between two forward passes of manual optimization, or before
+# an optimizer that draws. Another callback's draws there must not be felt.
+MID_STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
 LOADER_METHODS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 
 
@@ -39,17 +44,24 @@ class KeyedMethod:
     """A method of the user's, with something done before each call.
 
     It stands as an attribute of the user's object while a trainer runs, and a pickle or a deep copy of that object has
-    the plain method again.
+    the plain method again. An isolated one leaves the process-wide generators as they were before the call.
     """
 
-    def __init__(self, name: str, method: Callable[..., Any], before: Callable[[str], None]) -> None:
+    def __init__(
+        self, name: str, method: Callable[..., Any], before: Callable[[str], None], isolated: bool = False
+    ) -> None:
         self._name = name
         self._method = method
         self._before = before
+        self._isolated = isolated
         functools.update_wrapper(self, method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Do what comes before, then call the method."""
+        if self._isolated:
+            with isolate():
+                self._before(self._name)
+                return self._method(*args, **kwargs)
         self._before(self._name)
         return self._method(*args, **kwargs)
 
@@ -72,7 +84,7 @@ class KeyedMethods:
     def __init__(self) -> None:
         self._wrapped: list[tuple[Any, str, Any]] = []
 
-    def add(self, owner: Any, name: str, before: Callable[[str], None]) -> None:
+    def add(self, owner: Any, name: str, before: Callable[[str], None], isolated: bool = False) -> None:
         """Key a method, unless the object does not override what Lightning gives it.
 
         One that stands as an attribute of the object itself, as ``torch.compile`` leaves it, is keyed too.
@@ -84,7 +96,7 @@ class KeyedMethods:
                 return
         method = getattr(owner, name)
         if callable(method) and not isinstance(method, KeyedMethod):
-            object.__setattr__(owner, name, KeyedMethod(name, method, before))
+            object.__setattr__(owner, name, KeyedMethod(name, method, before, isolated))
             self._wrapped.append((owner, name, earlier))
 
     def remove(self) -> None:
@@ -98,4 +110,4 @@ class KeyedMethods:
 
 
 def _is_frameworks(cls: type) -> bool:
-    return cls.__module__.split(".")[0] in {"lightning", "pytorch_lightning", "torch"}
+    return cls.__module__.split(".")[0] in {"lightning", "pytorch_lightning", "torch", "repro_callbacks"}

@@ -6,13 +6,14 @@ from typing import Any
 
 import lightning.pytorch as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
 from monai.data import DataLoader as MonaiLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from repro_callbacks.callbacks import determinism as callback
 from repro_callbacks.loading import fetch, holders
-from tests.training import Draws, Images, Outcome, run, same
+from tests.training import Draws, Images, Net, Outcome, run, same
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "again": {},
@@ -67,6 +68,49 @@ CIRCUMSTANCES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", CIRCUMSTANCES)
 def test_immunity(reference: Outcome, name: str) -> None:
     assert same(run(**CIRCUMSTANCES[name]), reference)
+
+
+class TwicePerStep(Net):
+    """Two forward passes in a step, with another callback's hooks between them, and an optimizer that draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for _ in range(2):
+            self.optimizers().zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            self.optimizers().step()
+
+    def configure_optimizers(self) -> Any:
+        return Langevin(self.parameters(), 1e-2)
+
+
+class Noisy(Net):
+    def configure_optimizers(self) -> Any:
+        return Langevin(self.parameters(), 1e-2)
+
+
+class Langevin(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter += 1e-3 * torch.randn_like(parameter)
+        return loss
+
+
+@pytest.mark.parametrize("module", [TwicePerStep, Noisy])
+def test_what_a_callback_draws_in_the_middle_of_a_step_shifts_nothing(module: Any) -> None:
+    assert same(run(module=module, callbacks=[Draws()]), run(module=module))
+
+
+@pytest.mark.parametrize("module", [TwicePerStep, Noisy])
+def test_without_isolation_it_shifts_the_rest_of_the_step(module: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(callback, "MID_STEP_HOOKS", ())
+    assert not same(run(module=module, callbacks=[Draws()]), run(module=module))
 
 
 def test_checkpoints_and_progress_bar(reference: Outcome, tmp_path: Any) -> None:
