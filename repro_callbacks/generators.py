@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,17 +100,24 @@ def _module(name: str) -> Any:
     return getattr(torch, name)
 
 
+_SEVERAL: tuple[Any, ...] = (torch.cuda, torch.xpu)
+"""The accelerators of which a machine can have several."""
+
+
+@functools.cache
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
 def _started() -> list[str]:
     """Name the accelerators whose generators can be read now. One that has not started holds no state to keep."""
-    started = [name for name, module in (("cuda", torch.cuda), ("xpu", torch.xpu)) if module.is_initialized()]
-    if torch.backends.mps.is_available():
-        started.append("mps")
-    return started
+    started = [module.__name__.removeprefix("torch.") for module in _SEVERAL if module.is_initialized()]
+    return [*started, "mps"] if _has_mps() else started
 
 
 def _seed_accelerators(seed: int) -> None:
-    for name in _started():
-        if name == "mps":
-            torch.mps.manual_seed(seed)
-        else:
-            _module(name).manual_seed_all(seed)
+    for module in _SEVERAL:
+        if module.is_initialized():
+            module.manual_seed_all(seed)
+    if _has_mps():
+        torch.mps.manual_seed(seed)

@@ -12,7 +12,8 @@ version. Another program can compute it from this description alone:
    ``numpy.random.seed`` the low 32 bits of the second, ``torch.manual_seed`` the fourth.
 5. A transform's ``R`` is a ``numpy.random.RandomState`` over SFC64. Those of a dataset are numbered in the order in
    which they are met, and the state of number ``n`` (from 0) is bytes ``32 n`` to ``32 n + 31`` of the SHAKE-256 of
-   the key, as four little-endian integers of 64 bits.
+   the key, as four little-endian integers of 64 bits. What is made of Gaussians (``normal``,
+   ``gamma``, ...) is drawn by a ``numpy.random.Generator`` over the same SFC64.
 
 Keys are hashed, never added: with ``seed + epoch``, epoch 1 of seed 0 is epoch 0 of seed 1.
 """
@@ -149,6 +150,27 @@ def derive(seed: int, purpose: str, *position: Component) -> bytes:
     """
     message = encode(seed) + encode(purpose) + b"".join(map(encode, position))
     return hashlib.blake2b(message, digest_size=32, person=_PERSON).digest()
+
+
+def derive_within(place: tuple[Component, ...], *position: Component) -> bytes:
+    """Return ``derive(*place, *position)`` in half the time, where many keys share a ``place``: it is hashed once.
+
+    Args:
+        place: Seed, purpose and the first components of the position, integers and strings.
+        position: The other components.
+
+    Example:
+        >>> derive_within((3407, "sample", 3), 17, 0) == derive(3407, "sample", 3, 17, 0)
+        True
+    """
+    hasher = _hasher(place).copy()
+    hasher.update(b"".join(map(encode, position)))
+    return hasher.digest()
+
+
+@functools.lru_cache(128)
+def _hasher(place: tuple[Component, ...]) -> hashlib.blake2b:
+    return hashlib.blake2b(b"".join(map(encode, place)), digest_size=32, person=_PERSON)
 
 
 def words64(key: bytes) -> tuple[int, int, int, int]:

@@ -83,6 +83,14 @@ def test_golden_keys(seed: int, purpose: str, position: tuple[Any, ...], key: st
     assert described(seed, purpose, *position).hex() == key
 
 
+@pytest.mark.parametrize(("seed", "purpose", "position", "key"), GOLDEN)
+def test_a_key_is_the_same_wherever_it_is_divided(seed: int, purpose: str, position: tuple[Any, ...], key: str) -> None:
+    every = (seed, purpose, *position)
+    for at in range(len(every) + 1):
+        assert keys.derive_within(every[:at], *every[at:]).hex() == key
+        assert keys.derive_within(every[:at], *every[at:]).hex() == key  # what is kept of the place is not used up
+
+
 @pytest.mark.parametrize(("component", "expected"), COMPONENTS)
 def test_a_component_is_written_as_described(component: Any, expected: bytes) -> None:
     assert keys.encode(component) == expected

@@ -179,7 +179,8 @@ class Determinism(Callback):
         if step != run.position:
             run.position, run.calls = step, {}
         call = run.calls[name] = run.calls.get(name, -1) + 1
-        generators.key_all(keys.derive(self._seeding.of("step"), "step", *step, name, call, trainer.global_rank))
+        place = (self._seeding.of("step"), "step", step.stage, step.epoch)
+        generators.key_all(keys.derive_within(place, step.batch, name, call, trainer.global_rank))
 
     def key_setup(self, trainer: Any, name: str) -> None:
         """Key the process-wide generators for a method that makes data or model."""

@@ -30,7 +30,8 @@ class Place(NamedTuple):
 
     def key(self, purpose: str, *position: keys.Component) -> bytes:
         """Return the key of something in this pass that is the same for every rank."""
-        return keys.derive(self.seed, purpose, self.stage, self.loader, self.epoch, self.cycle, *position)
+        place = (self.seed, purpose, self.stage, self.loader, self.epoch, self.cycle)
+        return keys.derive_within(place, *position)
 
 
 class Request(NamedTuple):

@@ -8,7 +8,6 @@ Python generator that is kept anywhere else is keyed where it is. Afterwards all
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 import types
 from collections import deque
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from repro_callbacks import keys
+from repro_callbacks.loading.streams import Stream, stream_words
 
 _PLAIN = frozenset({str, bytes, bytearray, int, float, bool, complex, type(None), range, slice, type})
 _ROWS = _PLAIN | {dict, list, tuple, np.ndarray, torch.Tensor}
@@ -148,7 +148,7 @@ class Holders:
         # Objects that a transform makes anew in each call share the R of their class.
         self.randomizables += classes
         self.generators = [g for g in found if id(g) not in _SHARED and id(g) not in replaced]
-        self._streams = [_Stream() for _ in self.randomizables]
+        self._streams = [Stream() for _ in self.randomizables]
         self._kept: list[Any] = []
         self._states: list[Any] = []
         self._depth = 0
@@ -159,7 +159,7 @@ class Holders:
             self._kept = [vars(obj).get("R") for obj in self.randomizables]
             self._states = [_state(generator) for generator in self.generators]
             for obj, stream in zip(self.randomizables, self._streams, strict=True):
-                obj.R = stream.random
+                obj.R = stream
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,7 +177,9 @@ class Holders:
 
     def key(self, key: bytes) -> None:
         """Give every holder its stream under ``key``. Between :meth:`__enter__` and :meth:`__exit__`."""
-        for stream, words in zip(self._streams, _stream_words(key, len(self._streams)), strict=True):
+        if not self._streams and not self.generators:
+            return
+        for stream, words in zip(self._streams, stream_words(key, len(self._streams)), strict=True):
             stream.seek(words)
         for number, generator in enumerate(self.generators, len(self._streams) + 1):
             _key_generator(generator, keys.derive(0, "holder", key.hex(), number))
@@ -188,31 +190,8 @@ class Holders:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._streams = [_Stream() for _ in self.randomizables]
+        self._streams = [Stream() for _ in self.randomizables]
         self._kept, self._states, self._depth = [], [], 0
-
-
-class _Stream:
-    """A ``RandomState`` over SFC64, moved to another stream in about a microsecond.
-
-    SFC64's whole state is 256 bits, and it takes any: those of the n-th holder are the n-th 32 bytes of the SHAKE-256
-    of the sample's key. It draws the Gaussians of a volume of noise in two thirds of the time of numpy's MT19937.
-    """
-
-    def __init__(self) -> None:
-        self.random = np.random.RandomState(np.random.SFC64(0))
-        state: Any = self.random.get_state(legacy=False)
-        self._words: dict[str, Any] = {}
-        self._state = {**state, "state": self._words}
-
-    def seek(self, words: np.ndarray) -> None:
-        self._words["state"] = words
-        self.random.set_state(self._state)  # also forgets a Gaussian that is left over
-
-
-def _stream_words(key: bytes, count: int) -> np.ndarray:
-    """Return the words of ``count`` streams under a key: an array of uint64 of shape (count, 4)."""
-    return np.frombuffer(hashlib.shake_256(key).digest(32 * count), "<u8").reshape(count, 4)
 
 
 def _key_generator(generator: Any, key: bytes) -> None:

@@ -242,9 +242,8 @@ class KeyedLoader(DataLoader[Any]):
     def key_step(self, purpose: str, batch: int) -> None:
         """Key the process-wide generators for what is drawn in the main process while it works on a batch."""
         start = self._start
-        generators.key_all(
-            keys.derive(self.seeds["step"], "step", start.stage, purpose, start.loader, start.epoch, batch, start.rank)
-        )
+        place = (self.seeds["step"], "step", start.stage, purpose, start.loader, start.epoch)
+        generators.key_all(keys.derive_within(place, batch, start.rank))
 
     def sample(self, index: Any, epoch: int = 0, *, occurrence: int = 0, cycle: int = 0) -> Any:
         """Draw one sample again, alone, as it comes in that epoch: before it is collated.

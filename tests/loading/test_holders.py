@@ -27,12 +27,14 @@ def test_the_streams_of_transforms_never_change_and_another_program_can_compute_
     with holders:
         holders.key(KEY)
         drawn = noise.R.random_sample()
-    assert (number, drawn) == (2, 0.35510840780818154)
+        gaussian = noise.R.normal(2, 3)
+    assert (number, drawn, gaussian) == (2, 0.35510840780818154, -0.7870883278261327)
 
     generator = np.random.SFC64(0)
     words = np.frombuffer(hashlib.shake_256(KEY).digest(1024)[32 * number : 32 * number + 32], "<u8")
     generator.state = {**generator.state, "state": {"state": words}}
     assert np.random.RandomState(generator).random_sample() == drawn
+    assert np.random.Generator(generator).normal(2, 3) == gaussian
 
 
 class Keeper:

@@ -210,28 +210,24 @@ def test_seeds_that_are_added_are_found() -> None:
 
 
 def test_one_stream_for_all_transforms_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = holders._stream_words
-    monkeypatch.setattr(holders, "_stream_words", lambda key, count: plain(key, 1).repeat(count, axis=0))
+    plain = holders.stream_words
+    monkeypatch.setattr(holders, "stream_words", lambda key, count: plain(key, 1) * count)
     assert {"holders 0, 1", "holders 0, 2", "holders 1, 2"} <= set(failures(across_holders(draw())))
 
 
 def test_a_key_without_the_epoch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    derive = keys.derive
+    def forgetful(place: Any, *position: Any) -> bytes:
+        return keys.derive(*(place[:4] + place[5:] if place[1] == "sample" else place), *position)
 
-    def forgetful(seed: int, purpose: str, *position: Any) -> bytes:
-        return derive(seed, purpose, *(position[:2] + position[3:] if purpose == "sample" else position))
-
-    monkeypatch.setattr(keys, "derive", forgetful)
+    monkeypatch.setattr(keys, "derive_within", forgetful)
     assert failures(across_epochs(draw()))
 
 
 def test_a_key_without_the_index_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    derive = keys.derive
+    def forgetful(place: Any, *position: Any) -> bytes:
+        return keys.derive(*place, *(() if place[1] == "sample" else position))
 
-    def forgetful(seed: int, purpose: str, *position: Any) -> bytes:
-        return derive(seed, purpose, *(position[:4] if purpose == "sample" else position))
-
-    monkeypatch.setattr(keys, "derive", forgetful)
+    monkeypatch.setattr(keys, "derive_within", forgetful)
     assert failures(across_samples(draw()))
 
 
