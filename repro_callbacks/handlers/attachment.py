@@ -293,8 +293,8 @@ class Attachment:
         self._key(name, call)
 
     def _key(self, name: str, call: int) -> None:
-        position = self.stage, name, call, self.engine.state.iteration, rank()
-        generators.key_all(keys.derive(self._seeds["step"], "step", *position))
+        place = (self._seeds["step"], "step", self.stage, name, call)
+        generators.key_all(keys.derive_within(place, self.engine.state.iteration, rank()))
 
 
 def rank() -> int:
