@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader as TorchLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from benchmarks.timing import machine, paired, row
-from repro_callbacks import generators, keyed, keys
+from repro_callbacks import generators, keyed
+from repro_callbacks.loading.fetch import Place
 from repro_callbacks.loading.holders import Holders
 
 
@@ -49,11 +50,12 @@ def keying() -> None:
     fifteen = Compose([make("image", 0.1) for make in 5 * [RandFlipdAt, RandScaleIntensityd, RandShiftIntensityd]])
     holders = Holders([fifteen])
     count = sum(not isinstance(obj, type) for obj in holders.randomizables)
+    place = Place(3407, "train", loader=0, epoch=0, cycle=0, rank=0)
     with holders:
         times = []
         for number in range(3000):
             begin = time.perf_counter()
-            key = keys.derive(3407, "sample", "train", 0, 0, 0, number, 0)
+            key = place.key("sample", number, 0)
             generators.key_all(key)
             holders.key(key)
             times.append(time.perf_counter() - begin)

@@ -82,7 +82,8 @@ class DataWatch:
         names = {type(obj).__name__ for obj in holders.randomizables}
         self._suspects = sorted(name for name in names if name.startswith(CHANGES_ITS_INPUT))
         self._tensors = [data for data in holders.data if isinstance(data, torch.Tensor) and not data.is_inference()]
-        self._arrays = [a for a in map(_values, holders.data[: self._ARRAYS]) if a is not None]
+        # The data themselves, and no view of their memory: sending a tensor to a worker moves it to shared memory.
+        self._compared = [data for data in holders.data[: self._ARRAYS] if _values(data) is not None]
         self._looks = 0
         self._before = self._state()
 
@@ -93,7 +94,7 @@ class DataWatch:
             return
         if self._before != (state := self._state()):
             self._before = state
-            self._tensors, self._arrays = [], []
+            self._tensors, self._compared = [], []
             self._before = self._state()
             who = " or ".join(self._suspects) or "a transform, or the dataset itself,"
             warnings.warn(
@@ -106,7 +107,7 @@ class DataWatch:
 
     def _state(self) -> tuple[int, ...]:
         versions = sum(tensor._version for tensor in self._tensors)
-        return (versions, *(zlib.crc32(_some(array, self._VALUES)) for array in self._arrays))
+        return (versions, *(zlib.crc32(_some(_values(data), self._VALUES)) for data in self._compared))
 
     def __getstate__(self) -> dict[str, Any]:
         # version counters don't travel to a spawned worker

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
+from io import BytesIO
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -83,3 +86,14 @@ def test_a_transform_that_makes_its_parts_anew_in_each_call_is_keyed(workers: in
         return [torch.as_tensor(batch["image"]) for batch in keyed(DataLoader(dataset, 2, num_workers=workers), 0)]
 
     assert all(torch.equal(a, b) for a, b in zip(drawn(), drawn(), strict=True))
+
+
+def test_data_of_any_size_can_be_sent_to_a_spawned_worker() -> None:
+    """Sending moves a tensor to shared memory; where a view of the old memory was kept, this was a crash."""
+    volumes = [{"image": torch.full((1, 160, 160, 160), float(number))} for number in range(2)]
+    loader = keyed(DataLoader(Dataset(volumes, RandFlipd("image", prob=1.0)), 2), 0)
+    ForkingPickler(BytesIO(), pickle.HIGHEST_PROTOCOL).dump(loader._engine.dataset)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ChangedDataWarning)
+        (batch,) = loader
+    assert batch["image"].flatten(1)[:, 0].tolist() == [0.0, 1.0]

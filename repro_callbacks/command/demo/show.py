@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from repro_callbacks.command.demo import train
 from repro_callbacks.command.demo.train import BARE, OURS, Training
 
 ONCE = "once, with 2 workers"
@@ -69,6 +73,7 @@ def run_all(base: Training, folder: Path, console: Console) -> Results:
     """Run every circumstance with both treatments, two at a time, the first one in the foreground."""
     pairs = [(row, treatment) for row in circumstances(base) for treatment in (OURS, BARE)]
     jobs: dict[Future[dict[str, Any]], tuple[str, str]] = {}
+    _processes()  # here, not in two threads at once
     with ThreadPoolExecutor(max_workers=2) as pool:
         try:
             for number, (row, treatment) in enumerate(pairs):
@@ -101,7 +106,7 @@ def describe(result: dict[str, Any]) -> str:
 
 
 def run_one(training: Training) -> dict[str, Any]:
-    """Run a training in a fresh interpreter; if it kills itself, resume it in another."""
+    """Run a training in a process of its own; if it kills itself, resume it in another."""
     folder = Path(training.folder)
     if folder.exists():
         shutil.rmtree(folder)  # of an earlier demo
@@ -116,17 +121,29 @@ def run_one(training: Training) -> dict[str, Any]:
 
 
 def _start(training: Training, expected: int) -> None:
-    log = Path(training.folder) / "output.txt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if training.shown:
-        code = subprocess.run(training.command(), env=environment).returncode
-    else:
-        with log.open("a") as output:
-            command = training.command()
-            code = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT).returncode
-    if code != expected:
+    process = _processes().Process(target=train.main, args=(training,))
+    process.start()
+    process.join()
+    if process.exitcode != expected:
+        log = Path(training.folder) / train.OUTPUT
         tail = "".join(f"\n  {line}" for line in log.read_text().splitlines()[-15:]) if log.exists() else " (see above)"
-        raise RuntimeError(f"a training of the demo ended with exit code {code}, not {expected}:{tail}")
+        raise RuntimeError(f"a training of the demo ended with exit code {process.exitcode}, not {expected}:{tail}")
+
+
+@functools.cache
+def _processes() -> ForkServerContext:
+    """Return what starts processes from one that has done the imports, and nothing else."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(train.PRELOADED))
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # a pool of threads, which an import may start, would not survive a fork
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("OMP_NUM_THREADS")
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+    return context
 
 
 def holds(results: Results, row: str, treatment: str) -> bool:

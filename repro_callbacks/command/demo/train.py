@@ -1,17 +1,34 @@
-"""One training in a process of its own: ``python -m repro_callbacks.command.demo.train '{"folder": ..., ...}'``."""
+"""One training of the demo, in a process of its own."""
 
 from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 OURS, BARE = "Determinism", "seed_everything"
+OUTPUT = "output.txt"
+PRELOADED = (
+    *(
+        "repro_callbacks.command.demo.brain",
+        "repro_callbacks.command.demo.around",
+        "repro_callbacks.command.demo.picture",
+    ),
+    *(
+        "repro_callbacks.callbacks.determinism",
+        "lightning.pytorch.loggers",
+        "torch.utils.tensorboard",
+        "nilearn.datasets",
+    ),
+)
+"""What a training imports; it takes longer than the training."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +60,6 @@ class Training:
     kill_at: int | None = None
     checkpoint: str | None = None
     shown: bool = False
-
-    def command(self) -> list[str]:
-        """Give the command that runs this training in a fresh interpreter."""
-        return [sys.executable, "-m", "repro_callbacks.command.demo.train", json.dumps(asdict(self))]
 
     @property
     def steps_in_epoch(self) -> int:
@@ -117,5 +130,16 @@ def fit(training: Training) -> dict[str, Any]:
     return result
 
 
-if __name__ == "__main__":
-    fit(Training(**json.loads(sys.argv[1])))
+def main(training: Training) -> None:
+    """Be the process of a training: on one thread, and silent unless it is shown."""
+    import torch
+
+    if not training.shown:
+        with Path(training.folder, OUTPUT).open("ab") as output:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+                os.dup2(output.fileno(), stream.fileno())
+    torch.set_num_threads(1)
+    # for the loader's workers; this process has inherited the method by which it was started itself
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    fit(training)
