@@ -126,6 +126,7 @@ def fit(training: Training) -> dict[str, Any]:
         figure = draw_prediction(model, data.back, data.front)
         figure.savefig(folder / "picture.png", dpi=110)
         logger.experiment.add_figure("front of the brain", figure, trainer.global_step)
+        logger.experiment.flush()
     (folder / "result.json").write_text(json.dumps(result))
     return result
 
