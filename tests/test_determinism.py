@@ -466,12 +466,14 @@ subprocess.run([sys.executable, "-c", "print(hash('a'))"], check=True)
 """
 
 
+@pytest.mark.slow
 def test_the_hash_seed_reaches_child_processes_and_the_record_says_that_it_is_not_in_force_here():
     value, in_force, hashed = run(HASHES).split()
     assert (value, in_force) == ("8", "False")
     assert hashed == run("print(hash('a'))", PYTHONHASHSEED="8").strip()
 
 
+@pytest.mark.slow
 def test_a_hash_seed_that_was_set_before_is_kept_and_one_in_force_is_told():
     value, in_force, hashed = run(HASHES, PYTHONHASHSEED="3").split()
     assert (value, in_force) == ("3", "True")
@@ -517,6 +519,7 @@ def test_lightnings_seed_is_known_and_seen():
     assert (known_seed(), seeded()) == ((2, home.LIGHTNINGS), home.LIGHTNINGS)
 
 
+@pytest.mark.slow
 def test_an_inherited_lightning_seed_is_known_but_has_seeded_nothing_yet():
     os.environ["PL_GLOBAL_SEED"] = "2"
     assert (
@@ -538,6 +541,7 @@ def test_a_lightning_seed_that_is_none_is_refused_by_name():
         get_seed()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "answer"),
     [

@@ -235,6 +235,7 @@ class TestExecute:
         nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
         return path
 
+    @pytest.mark.slow
     def test_a_failing_cell_fails_the_run_and_writes_nothing(self, tmp_path):
         path = self.write(tmp_path / "broken.ipynb", "print(1)", "raise ValueError('wrong')")
         before = path.read_bytes()
@@ -243,6 +244,7 @@ class TestExecute:
         assert "ValueError: wrong" in result.stdout
         assert path.read_bytes() == before
 
+    @pytest.mark.slow
     def test_writes_only_when_asked_and_scrubs_paths_and_times(self, tmp_path):
         source = "import sys, tempfile; print(sys.prefix + '/lib', tempfile.gettempdir() + '/abc/d', 'took 12.5 s')"
         path = self.write(tmp_path / "good.ipynb", source)

@@ -80,6 +80,7 @@ def test_false_still_sets_what_is_asked_for_by_name():
     assert names == {"CUBLAS_WORKSPACE_CONFIG", "num_threads", "fill_uninitialized_memory"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [False, True])
 def test_set_and_restore_work_when_torch_has_frozen_its_flags(frozen):
     code = f"""

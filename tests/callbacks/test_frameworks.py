@@ -97,6 +97,7 @@ def cli(folder: Path, *, seed: Any = 7, callbacks_seed: Any = "null", workers: i
     return LightningCLI(Net, Data, args=["fit", "--config", str(config)], save_config_callback=None)
 
 
+@pytest.mark.slow
 def test_lightning_cli_with_yaml(tmp_path: Path) -> None:
     made = cli(tmp_path)
     (callback,) = [callback for callback in made.trainer.callbacks if isinstance(callback, Determinism)]

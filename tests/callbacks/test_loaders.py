@@ -78,6 +78,7 @@ def test_all_loaders_are_keyed() -> None:
     assert set(first) == set(first[-2:])
 
 
+@pytest.mark.slow
 def test_without_the_callback_they_are_not() -> None:
     assert everything(0, ours=False) != everything(1, ours=False)
 

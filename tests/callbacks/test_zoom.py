@@ -68,6 +68,7 @@ def fit(*callbacks, ckpt_path=None):
     trainer.fit(module, DataLoader(data, 4, shuffle=True), ckpt_path=ckpt_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the model's weights were made before")
 def test_from_the_divergence_to_the_operator(tmp_path):
     checkpoint = tmp_path / "checkpoint"

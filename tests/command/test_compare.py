@@ -25,6 +25,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_equal(runs, capsys):
     assert main(["compare", str(runs / "a"), str(runs / "again")]) == 0
     printed = capsys.readouterr().out

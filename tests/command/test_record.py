@@ -109,6 +109,7 @@ def test_code_of_another_repository_is_not_compared_and_that_is_said(capsys, tmp
         assert out.splitlines()[2:] == [f"(the code is not compared: this folder is not of {said})", "no differences"]
 
 
+@pytest.mark.slow
 def test_the_command_line_itself(tmp_path, here):
     """In a fresh process: what the shell sees."""
     here.save(tmp_path / "a.json")

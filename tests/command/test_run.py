@@ -47,6 +47,7 @@ def expected(seed: int) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_the_script_is_seeded_before_its_first_line(tmp_path: Path) -> None:
     script = write(tmp_path, "draws.py", DRAWS)
     found = observed(call("run", "--seed", "3407", "--", "python", "draws.py", cwd=tmp_path))
@@ -71,6 +72,7 @@ def test_hashes_and_cublas_are_in_force(tmp_path: Path) -> None:
     assert third["cublas"] == ":16:8"
 
 
+@pytest.mark.slow
 def test_the_script_sees_what_it_sees_without_run(tmp_path: Path) -> None:
     script = write(tmp_path, "draws.py", DRAWS)
     found = observed(call("run", "--seed", "1", "--", "python", "draws.py", "--lr", "--", "-x", cwd=tmp_path))
@@ -83,6 +85,7 @@ def test_the_script_sees_what_it_sees_without_run(tmp_path: Path) -> None:
         assert found[name] == plain[name]
 
 
+@pytest.mark.slow
 def test_a_module_and_its_spec(tmp_path: Path) -> None:
     write(tmp_path, "draws.py", DRAWS)
     found = observed(call("run", "--seed", "3407", "--", "python", "-m", "draws", cwd=tmp_path))
@@ -90,6 +93,7 @@ def test_a_module_and_its_spec(tmp_path: Path) -> None:
     assert (found["main"], found["spec"]) == ("__main__", False)
 
 
+@pytest.mark.slow
 def test_the_initial_weights_can_have_a_seed_of_their_own(tmp_path: Path) -> None:
     write(tmp_path, "draws.py", DRAWS)
     found = observed(call("run", "--seed", "1", "--seeds", "init=2", "--", "draws.py", cwd=tmp_path))
@@ -141,6 +145,7 @@ def test_the_seed_asked_for_wins_over_those_of_the_script(tmp_path: Path) -> Non
     assert json.loads(own.stdout.splitlines()[-1]) == [42, 42, 43, 42]
 
 
+@pytest.mark.slow
 def test_without_a_seed_one_is_drawn_and_told(tmp_path: Path) -> None:
     write(tmp_path, "draws.py", DRAWS)
     done = call("run", "--", "python", "draws.py", cwd=tmp_path)

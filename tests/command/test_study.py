@@ -137,6 +137,7 @@ def test_a_command_that_is_no_plain_script(script: Path, capsys: Any) -> None:
     assert rows()[0]["weights"] == rows("plain")[0]["weights"]
 
 
+@pytest.mark.slow
 def test_a_function(script: Path, capsys: Any) -> None:
     Path("experiment.py").write_text("def fit(seed):\n    return {'val_loss': seed / 4}\n")
     assert cli("--seeds", "0:3", "--", "experiment:fit") == 0

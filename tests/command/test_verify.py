@@ -320,6 +320,7 @@ def test_the_fixture_passes_and_fails_a_projects_tests(tmp_path: Path) -> None:
     assert "the initial weights differ first" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_plugin_imports_nothing_heavy() -> None:
     code = "import repro_callbacks.command.pytest_plugin, sys; print([n for n in sys.argv[1:] if n in sys.modules])"
     heavy = ["torch", "numpy", "lightning", "monai", "rich", "repro_callbacks.command.verify"]

@@ -45,6 +45,7 @@ def test_golden_tree():
     assert digest_tree(tree) == "cc9341b95262b42ec4a6ef90097e3e58"
 
 
+@pytest.mark.slow
 def test_same_digest_in_another_process_with_another_hash_seed():
     code = (
         "import torch; from repro_callbacks.fingerprint.digest import digest_tree;"

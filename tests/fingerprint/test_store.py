@@ -162,6 +162,7 @@ def test_a_run_that_goes_on_in_another_file(tmp_path):
     assert run.missing == tmp_path / "old" / "a"
 
 
+@pytest.mark.slow
 def test_one_writer_at_a_time(tmp_path):
     path = tmp_path / "a"
     code = f"from repro_callbacks.fingerprint.store import Writer; Writer({str(path)!r}); print('open')"

@@ -121,6 +121,7 @@ def test_validation_draws_the_same_alone_as_inside_of_a_training() -> None:
     assert seen == run(validation=3).validated
 
 
+@pytest.mark.slow
 def test_purposes_have_seeds_of_their_own(reference: Outcome) -> None:
     for purpose in ("order", "augment", "step"):
         other = run(determinism=DeterminismHandler(SEED, seeds={purpose: 1}))
@@ -142,6 +143,7 @@ def cached() -> Any:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kwargs", [{"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
 def test_cache_dataset(kwargs: dict[str, Any]) -> None:
     plain = run(dataset=cached)
@@ -320,6 +322,7 @@ def test_seeds_are_not_known_before_a_run() -> None:
 # -- each mechanism taken out ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_the_handler_nothing_holds() -> None:
     """MONAI's own set_determinism, here in our drop-in, is in force in all of these."""
     kwargs: dict[str, Any] = {"determinism": None, "dataset": cached, "loader": MonaiLoader}
@@ -341,12 +344,14 @@ def test_without_streams_of_their_own_transforms_do_not_repeat(monkeypatch: Any)
     assert not same(run(), run())
 
 
+@pytest.mark.slow
 def test_without_keyed_events_a_handler_that_draws_shifts_the_run(monkeypatch: Any) -> None:
     monkeypatch.setattr(attachment.Attachment, "_key_event", lambda self, event, purpose: None)
     assert not same(run(handlers=[Draws()]), run())
     assert not same(run(process=process_with_events, handlers=[Draws()]), run(process=process_with_events))
 
 
+@pytest.mark.slow
 def test_without_keyed_steps_validation_shifts_the_run(monkeypatch: Any) -> None:
     monkeypatch.setattr(attachment.Attachment, "_key_event", lambda self, event, purpose: None)
     monkeypatch.setattr(KeyedLoader, "key_step", lambda self, purpose, batch: None)

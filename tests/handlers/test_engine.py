@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.metrics import Average
@@ -114,6 +115,7 @@ def test_a_plain_engine_does_not_import_monai() -> None:
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
+@pytest.mark.slow
 def test_without_ignite_the_error_says_what_to_install() -> None:
     script = "import sys\nsys.modules['ignite'] = None\nfrom repro_callbacks import DeterminismHandler\n"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)

@@ -67,6 +67,7 @@ def test_equal_runs_are_equal(tmp_path, circumstance):
     assert found.equal, str(found)
 
 
+@pytest.mark.slow
 def test_without_determinism_the_workers_make_a_difference(tmp_path):
     run(handlers=[FingerprintHandler(tmp_path / "a")], determinism=None)
     run(handlers=[FingerprintHandler(tmp_path / "b")], determinism=None, loader_kwargs={"num_workers": 2})

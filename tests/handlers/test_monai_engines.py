@@ -148,6 +148,7 @@ def train(
         return digest_tree([digest_state(network) for network in networks(trainer).values()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINERS)
 def test_other_trainers_repeat_whatever_goes_on(name: str) -> None:
     plain = train(name)
@@ -156,6 +157,7 @@ def test_other_trainers_repeat_whatever_goes_on(name: str) -> None:
     assert train(name, Draws()) == plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gan", "segmentation"])
 def test_other_trainers_resume(name: str, tmp_path: Path) -> None:
     plain = train(name, save=tmp_path)

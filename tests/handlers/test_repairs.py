@@ -39,6 +39,7 @@ def test_the_end_of_an_epoch_with_a_metric_is_lost_and_that_is_said(tmp_path: Pa
     assert resumes(reference, run(load=reference.files[6], **metric()))
 
 
+@pytest.mark.slow
 def test_without_the_repair_accumulated_gradients_are_lost(tmp_path: Path, monkeypatch: Any) -> None:
     kwargs: dict[str, Any] = {"accumulation_steps": 4}
     reference = run(save=tmp_path, **kwargs)

@@ -37,6 +37,7 @@ def test_resume_at_every_iteration(name: str, tmp_path: Path) -> None:
         assert resumes(reference, run(**{**kwargs, **workers}, load=file)), file.name
 
 
+@pytest.mark.slow
 def test_resume_at_some_iterations(tmp_path: Path) -> None:
     reference = run(save=tmp_path)
     for number in (0, 5, 7):  # the first, the last of an epoch, one in mid-epoch
@@ -102,6 +103,7 @@ def test_the_record_of_a_resume_has_the_first_runs_initial_weights(tmp_path: Pat
     assert [path.name for path in sorted((tmp_path / "records").iterdir())] == ["run_record.json"]
 
 
+@pytest.mark.slow
 def test_without_the_handlers_state_a_resume_is_exact_but_for_an_epochs_end(tmp_path: Path) -> None:
     """The position comes from the engine's own counters."""
     reference = run(save=tmp_path, scheduled=False)
@@ -137,6 +139,7 @@ def test_another_state_is_refused() -> None:
 # -- each mechanism taken out ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_the_handler_a_resume_differs(tmp_path: Path) -> None:
     reference = run(determinism=None, save=tmp_path)
     assert not resumes(reference, run(determinism=None, load=reference.files[2]))

@@ -46,6 +46,7 @@ def test_its_samples_are_renewed(reference: Outcome) -> None:
     assert not same(train(make_handlers=lambda data: []), reference)
 
 
+@pytest.mark.slow
 def test_resume_in_each_epoch(reference: Outcome, tmp_path: Path) -> None:
     saved = train(save=tmp_path)
     assert same(saved, reference)

@@ -136,6 +136,7 @@ def test_two_fits_in_one_process_equal_each_alone(reference: Outcome) -> None:
 # -- each mechanism taken out ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_the_callback_workers_validation_and_draws_change_the_run() -> None:
     plain = run(determinism=None)
     assert not same(run(determinism=None, loader_kwargs={"num_workers": 2}), plain)
@@ -143,6 +144,7 @@ def test_without_the_callback_workers_validation_and_draws_change_the_run() -> N
     assert not same(run(determinism=None, callbacks=[Draws()]), plain)
 
 
+@pytest.mark.slow
 def test_without_keyed_samples_workers_change_the_run(monkeypatch: Any) -> None:
     reference = run()
     monkeypatch.setattr(fetch.KeyedDataset, "_key", lambda self, key: None)
@@ -151,6 +153,7 @@ def test_without_keyed_samples_workers_change_the_run(monkeypatch: Any) -> None:
     assert same(run(), reference)
 
 
+@pytest.mark.slow
 def test_without_streams_of_their_own_transforms_do_not_repeat(monkeypatch: Any) -> None:
     monkeypatch.setattr(holders.Holders, "key", lambda self, key: None)
     assert not same(run(), run())

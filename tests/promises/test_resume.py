@@ -266,6 +266,7 @@ def test_resume_of_an_iterable_dataset(name: str, tmp_path: Path) -> None:
 # -- each mechanism taken out ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bare_lightning_does_not_resume(tmp_path: Path) -> None:
     reference = run(determinism=None, checkpoint=every_step(tmp_path))
     for checkpoint in reference.checkpoints[:3]:

@@ -33,6 +33,7 @@ def test_only_variables_that_are_set_are_read(monkeypatch):
     assert set(environment.variables()) <= set(environment.ENVIRONMENT_VARIABLES)
 
 
+@pytest.mark.slow
 def test_the_cpu_capability_is_the_one_in_force_and_does_change_bits():
     code = """
 import pytest
@@ -59,6 +60,7 @@ def test_accelerators_are_told_without_starting_any():
         assert (kinds, count) == ([], 0)
 
 
+@pytest.mark.slow
 def test_a_process_forked_after_a_record_can_still_fork_and_compute():
     code = """
 import multiprocessing, torch

@@ -37,6 +37,7 @@ def run(script: Path, cwd: Path, **env: str) -> dict[str, object]:
     return json.loads(answer.stdout)
 
 
+@pytest.mark.slow
 def test_a_clean_repository(project, tmp_path):
     commit = git(project, "rev-parse", "HEAD").strip()
     expected = {"commit": commit, "dirty": False, "changes": None, "repository": "project"}
@@ -75,10 +76,12 @@ def test_no_repository_no_commit_no_git_and_no_folder(tmp_path):
     assert repository.read(tmp_path / "absent") == NOTHING
 
 
+@pytest.mark.slow
 def test_without_git_there_is_no_answer_and_no_failure(project, tmp_path):
     assert run(project / "scripts" / "train.py", cwd=project, PATH=str(tmp_path)) == NOTHING
 
 
+@pytest.mark.slow
 def test_a_git_that_hangs_is_not_waited_for(project, tmp_path):
     slow = tmp_path / "bin" / "git"
     slow.parent.mkdir()
@@ -89,6 +92,7 @@ def test_a_git_that_hangs_is_not_waited_for(project, tmp_path):
     assert time.perf_counter() - start < 30
 
 
+@pytest.mark.slow
 def test_a_slow_status_does_not_lose_the_commit(project, tmp_path):
     slow = tmp_path / "bin" / "git"
     slow.parent.mkdir()
@@ -107,6 +111,7 @@ def test_git_is_asked_once(project):
     assert time.perf_counter() - start < 0.001
 
 
+@pytest.mark.slow
 def test_an_installed_script_or_none_means_the_working_directory(project):
     answer = subprocess.run([sys.executable, "-c", SCRIPT], cwd=project, check=True, capture_output=True, text=True)
     assert json.loads(answer.stdout)["repository"] == "project"

@@ -76,6 +76,7 @@ print("unchanged")
     assert run_python(code).strip() == "unchanged"
 
 
+@pytest.mark.slow
 def test_capture_takes_less_than_50_ms_in_a_fresh_process_and_hardly_any_after():
     """In time of the processor, git's too: the clock on the wall tells of the machine's load as well."""
     code = """
@@ -167,6 +168,7 @@ def test_save_that_fails_leaves_the_older_file_and_no_other(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "record.json"]
 
 
+@pytest.mark.slow
 def test_a_reader_never_sees_half_a_file(tmp_path):
     """One process replaces the file again and again while this one reads it."""
     path = tmp_path / "record.json"
@@ -252,11 +254,13 @@ def test_flat_holds_scalars_only_and_every_value():
     assert flat["flags/cudnn_deterministic"] is torch.backends.cudnn.deterministic
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_environment_have_one_record(tmp_path):
     first, second = (RunRecord.from_dict(json.loads(run_python(CAPTURE, cwd=tmp_path))) for _ in range(2))
     assert first.diff(second) == []
 
 
+@pytest.mark.slow
 def test_what_differs_between_two_processes_is_said(tmp_path):
     """The negative control of the test above: the environment of one is changed."""
     plain = RunRecord.from_dict(json.loads(run_python(CAPTURE, cwd=tmp_path, OMP_NUM_THREADS="1", PYTHONHASHSEED="0")))

@@ -11,6 +11,7 @@ from repro_callbacks.study.distribution import describe, find_outliers, modified
 from tests.study.coverage import most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5, 20, 100])
 def test_noise_threshold_is_exceeded_by_one_chance_difference_in_twenty(n):
     trials = 20_000

@@ -55,6 +55,7 @@ def test_every_engine_gives_the_same_bits(tmp_path: Path) -> None:
     assert all(other == processes for other in others)
 
 
+@pytest.mark.slow
 def test_bits_differ_where_a_fit_is_not_repeatable(tmp_path: Path) -> None:
     """Negative control of the one above, and of the check that every study makes."""
     with pytest.warns(NotRepeatableWarning, match="seed-0: run twice, with different results"):
@@ -132,6 +133,7 @@ def around(seed: int) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_hash_seed_and_generators_are_pinned(tmp_path: Path, threads: int) -> None:
     import random

@@ -23,6 +23,7 @@ def digits():
     return module
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_bits_whatever_was_drawn_before(digits):
     first = digits.fit(7, epochs=1)
     torch.rand(5)
@@ -30,6 +31,7 @@ def test_a_seed_gives_the_same_bits_whatever_was_drawn_before(digits):
     assert digits.fit(8, epochs=1)["weights"] != first["weights"]
 
 
+@pytest.mark.slow
 def test_each_purpose_has_its_own_seed(digits):
     base = digits.fit(7, epochs=1)["weights"]
     changed = {purpose: digits.fit(7, {purpose: 8}, epochs=1)["weights"] for purpose in PURPOSES}

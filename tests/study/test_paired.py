@@ -1,5 +1,6 @@
 """A against B: published examples, false claims, coverage, power, and what is refused."""
 
+import functools
 import math
 
 import numpy as np
@@ -80,6 +81,7 @@ def test_false_claims_are_at_or_under_one_in_twenty(shape, n, monkeypatch):
     monkeypatch.setattr(paired, "seeds_needed", lambda *_: None)
     monkeypatch.setattr(paired, "detectable_difference", lambda *_: math.nan)
     monkeypatch.setattr(paired, "_RESAMPLES", 999)
+    monkeypatch.setattr(paired, "_probability", functools.cache(paired._probability))
     draw, _, _ = SHAPES[shape]
     trials = 1000
     rng = np.random.default_rng([n, len(shape)])
@@ -103,6 +105,7 @@ def test_difference_covers(shape, n):
     assert sum(0.3 in paired.statistics.mean(d) for d in differences) >= least(trials, 0.95)
 
 
+@pytest.mark.slow
 def test_real_differences_are_found_as_often_as_the_power_says():
     trials, n = 400, 34
     rng = np.random.default_rng(8)

@@ -31,6 +31,7 @@ def test_the_plain_sentence_comes_first():
     assert first == "**Between seeds, Dice varies by ±0.8 points; a gain below 1.1 points from one run each is noise.**"
 
 
+@pytest.mark.slow
 def test_same_data_same_bytes_in_any_order_whatever_the_times(tmp_path):
     runs = tables.runs(30, ("A", "B"), shift=0.002)
     first = write_report(runs, "val_dice", tmp_path / "a", tables.cases()).read_bytes()

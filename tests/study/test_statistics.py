@@ -65,6 +65,7 @@ def test_intervals_repeat_bit_for_bit():
     assert statistics.bca_mean(scores).low != other.low, "a generator that isn't fixed would not be noticed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n", [10, 30, 100])
 def test_mean_covers(shape, n):
@@ -81,6 +82,7 @@ def test_mean_covers(shape, n):
     assert hits >= least(trials, floor.get((shape, n), 0.95))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [5, 10, 30, 100])
 def test_standard_deviation_covers_normal_scores(n):
     trials = 2000
@@ -88,6 +90,7 @@ def test_standard_deviation_covers_normal_scores(n):
     assert sum(1.0 in statistics.standard_deviation(x) for x in draws) >= least(trials, 0.945)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [50, 200])
 def test_standard_deviation_stands_what_the_chi2_interval_does_not(n):
     draw, _, truth = SHAPES["heavy tails"]

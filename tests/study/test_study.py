@@ -165,6 +165,7 @@ def test_two_processes_do_not_work_on_one_study(tmp_path: Path) -> None:
     study.process.communicate()
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_unrecorded_is_recorded_and_not_run_again(tmp_path: Path, monkeypatch: Any) -> None:
     """The moment between a result and its line, and a line that was cut off."""
     marks = tmp_path / "marks"
@@ -215,6 +216,7 @@ def test_more_seeds_extend_a_study(tmp_path: Path) -> None:
     assert quick(tmp_path / "a", range(1)).done == 4, "what is recorded stays part of the study"
 
 
+@pytest.mark.slow
 def test_tables(tmp_path: Path) -> None:
     """Every float to the bit, metrics and cases in their columns, and each run's record beside it."""
     result = quick(tmp_path, check=1)
@@ -358,6 +360,7 @@ def test_variants_are_paired_and_reported(tmp_path: Path) -> None:
     assert rebuild(tmp_path).report.read_bytes() != before, "negative control: one score is another"  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_functions_that_cannot_be_imported_are_sent_along(tmp_path: Path) -> None:
     scale = 3
     assert quick(tmp_path, fit=lambda seed: seed * scale, metric="score").table()["score"].tolist() == [0, 3, 6]

@@ -24,6 +24,7 @@ from monai.networks.nets import UNet
 from monai.transforms import (
     AsDiscreted,
     Compose,
+    EnsureTyped,
     RandAdjustContrastd,
     RandAffined,
     RandFlipd,
@@ -81,6 +82,7 @@ def train_transforms(patch: int = 32) -> Compose:
             RandAdjustContrastd("image", prob=0.5, gamma=(0.7, 1.4)),
             RandScaleIntensityd("image", factors=0.2, prob=0.5),
             AsDiscreted("label", to_onehot=len(TISSUES)),
+            EnsureTyped(both, track_meta=False),  # plain tensors: nothing reads the affine, and tracking it takes time
         ]
     )
 
@@ -135,7 +137,10 @@ class BrainPatches(L.LightningDataModule):  # type: ignore[misc]
 
     def val_dataloader(self) -> DataLoader:
         """Give the front as one sample."""
-        return DataLoader(Dataset([self.front], AsDiscreted("label", to_onehot=len(TISSUES))), batch_size=1)
+        transform = Compose(
+            [AsDiscreted("label", to_onehot=len(TISSUES)), EnsureTyped(["image", "label"], track_meta=False)]
+        )
+        return DataLoader(Dataset([self.front], transform), batch_size=1)
 
 
 class BrainSegmenter(L.LightningModule):  # type: ignore[misc]
