@@ -18,7 +18,8 @@ test: $(STAMP)  ## every test, the slow matrix too
 	$(BIN)/python -m pytest -n 2 --dist worksteal --doctest-modules tests repro_callbacks
 
 quick: $(STAMP)  ## what a developer runs by habit
-	$(BIN)/python -m pytest -n 2 --dist worksteal --doctest-modules -m "not slow and not gpu" tests repro_callbacks
+	$(BIN)/python -m pytest -n 2 --dist worksteal --doctest-modules -m "not slow and not gpu" \
+		--deselect repro_callbacks/study/runs.py::repro_callbacks.study.runs.SeedStudy tests repro_callbacks
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

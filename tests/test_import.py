@@ -60,6 +60,7 @@ def test_the_test_above_can_fail() -> None:
     assert {"lightning", "pytorch_lightning"} <= imported_by("repro_callbacks.callbacks.determinism")
 
 
+@pytest.mark.slow
 def test_the_rooms_below_the_callbacks_import_neither() -> None:
     modules = [module for room in FREE_ROOMS for module in modules_of(room)]
     assert len(modules) > len(FREE_ROOMS) + 20, "the modules of the rooms were not found"

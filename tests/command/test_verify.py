@@ -184,6 +184,7 @@ def test_what_the_command_refuses(tmp_path: Path, words: list[str], message: str
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     with pytest.raises(CannotRun, match="the run took longer than 1 s and was ended"):
         verify(["sleep", "60"], timeout=1, out=tmp_path / "kept")

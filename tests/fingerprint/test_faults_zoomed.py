@@ -67,6 +67,7 @@ def test_the_operator_is_right(name: str, tmp_path: Path) -> None:
         assert part in found.sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["NumPy's generator drawn from once more", "Python's generator drawn from once more"])
 def test_a_draw_that_no_operator_of_the_step_uses_names_none(name: str, tmp_path: Path) -> None:
     assert zoom(name, tmp_path) is None

@@ -268,6 +268,7 @@ def test_what_is_no_loader_is_said() -> None:
 # -- iterable datasets -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_streams_repeat_and_resume(workers: int) -> None:
     def stream() -> Any:

@@ -91,12 +91,14 @@ def test_handlers_that_draw_in_the_middle_of_an_iteration() -> None:
     assert same(run(process=process_with_events, handlers=[Draws()]), run(process=process_with_events))
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_process_equal_each_alone(reference: Outcome) -> None:
     other = run(determinism=DeterminismHandler(1))
     assert not same(other, reference)
     assert same(run(), reference)
 
 
+@pytest.mark.slow
 def test_every_validation_draws_the_same() -> None:
     one, two = run(validation=1), run(validation=2, handlers=[Draws()])
     assert one.validated[:2] == one.validated[2:4] == one.validated[4:] == two.validated
@@ -151,6 +153,7 @@ def test_cache_dataset(kwargs: dict[str, Any]) -> None:
     assert same(run(dataset=cached, loader=MonaiLoader, loader_kwargs=kwargs), plain)
 
 
+@pytest.mark.slow
 def test_persistent_dataset(tmp_path: Path) -> None:
     def persistent() -> Any:
         data = [{"image": image, "label": image.mean()[None]} for image in images(22)]
@@ -334,6 +337,7 @@ def test_without_the_handler_nothing_holds() -> None:
     assert not same(run(determinism=None), run(determinism=None))  # a generator of the dataset's own
 
 
+@pytest.mark.slow
 def test_without_keyed_samples_workers_change_the_run(monkeypatch: Any) -> None:
     monkeypatch.setattr(fetch.KeyedDataset, "_key", lambda self, key: None)
     assert not same(run(loader_kwargs={"num_workers": 2}), run())

@@ -101,6 +101,7 @@ def test_smart_caches_are_found() -> None:
     assert list(engines.smart_caches(trainer(train_handlers=[SmartCacheHandler(data)]))) == [data]
 
 
+@pytest.mark.slow
 def test_a_plain_engine_does_not_import_monai() -> None:
     script = (
         "import sys, torch\n"

@@ -44,6 +44,7 @@ class Seeded(Images):
         self.rng = np.random.default_rng(0)
 
 
+@pytest.mark.slow
 def test_with_and_without_it_the_training_is_the_same(tmp_path):
     methods = dict(vars(_BaseDataLoaderIter))
     for determinism in (True, None):
@@ -55,6 +56,7 @@ def test_with_and_without_it_the_training_is_the_same(tmp_path):
     assert dict(vars(_BaseDataLoaderIter)) == methods
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "circumstance",
     [{}, {"loader_kwargs": {"num_workers": 2}}, {"last": [Draws()]}, {"validation": 1}],
@@ -121,6 +123,7 @@ def test_metrics_of_an_evaluator(tmp_path):
     assert [line["metrics"] for line in found] == [{"error": value.hex()} for value in seen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same_path", [True, False])
 def test_a_resumed_run_continues(tmp_path, same_path):
     straight = FingerprintHandler(tmp_path / "straight")

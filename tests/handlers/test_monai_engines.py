@@ -176,6 +176,7 @@ def test_without_the_handler_they_do_not(name: str) -> None:
     assert train(name, Draws(), determinism=False) != plain
 
 
+@pytest.mark.slow
 def test_without_keys_after_events_the_middle_of_an_iteration_is_shifted(monkeypatch: Any) -> None:
     key = attachment.Attachment._key_event
 

@@ -15,6 +15,7 @@ from repro_callbacks.handlers import repairs
 from tests.handlers.training import StopAt, resumes, run
 
 
+@pytest.mark.slow
 def test_without_the_repair_the_end_of_an_epoch_is_lost(tmp_path: Path, monkeypatch: Any) -> None:
     reference = run(save=tmp_path)
     assert resumes(reference, run(load=reference.files[5]))
@@ -29,6 +30,7 @@ def test_a_validation_that_was_lost_is_made_up_for(tmp_path: Path) -> None:
     assert resumed.validated == reference.validated
 
 
+@pytest.mark.slow
 def test_the_end_of_an_epoch_with_a_metric_is_lost_and_that_is_said(tmp_path: Path) -> None:
     def metric() -> Any:
         return {"key_train_metric": {"loss": Average(output_transform=lambda output: output["loss"].detach())}}
@@ -69,6 +71,7 @@ def scaled_step(engine: Any, batch: Any) -> None:
     engine.scaler.update()
 
 
+@pytest.mark.slow
 def test_without_the_repair_a_gradient_scaler_begins_anew(tmp_path: Path, monkeypatch: Any) -> None:
     kwargs: dict[str, Any] = {"handlers": [Scaled()], "process": scaled_step}
     reference = run(save=tmp_path, **kwargs)

@@ -45,6 +45,7 @@ def test_resume_at_some_iterations(tmp_path: Path) -> None:
     assert resumes(reference, run(load=reference.files[8], loader_kwargs={"num_workers": 2}))
 
 
+@pytest.mark.slow
 def test_resume_at_every_epoch_end(tmp_path: Path) -> None:
     reference = run(validation=1, save=tmp_path, save_by_epoch=True)
     assert len(reference.files) == 3
@@ -52,6 +53,7 @@ def test_resume_at_every_epoch_end(tmp_path: Path) -> None:
         assert resumes(reference, run(validation=1, load=file)), file.name
 
 
+@pytest.mark.slow
 def test_resume_of_a_resume_with_other_workers(tmp_path: Path) -> None:
     reference = run()
     first = run(save=tmp_path / "first", handlers=[StopAt(5)])
@@ -62,6 +64,7 @@ def test_resume_of_a_resume_with_other_workers(tmp_path: Path) -> None:
     assert resumes(reference, run(load=second.files[-1]))
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_its_last_epoch(tmp_path: Path) -> None:
     longer = run(max_epochs=4)
     shorter = run(max_epochs=3, save=tmp_path, save_by_epoch=True)
@@ -70,6 +73,7 @@ def test_training_goes_on_after_its_last_epoch(tmp_path: Path) -> None:
     assert resumes(longer, resumed)
 
 
+@pytest.mark.slow
 def test_no_sample_is_loaded_to_be_skipped(tmp_path: Path) -> None:
     from tests.handlers.training import Images
 
@@ -95,6 +99,7 @@ def test_the_state_is_loaded_with_weights_only(tmp_path: Path) -> None:
     assert state["record"] == outcome.handler.record.to_dict()
 
 
+@pytest.mark.slow
 def test_the_record_of_a_resume_has_the_first_runs_initial_weights(tmp_path: Path) -> None:
     first = run(save=tmp_path / "saved", determinism=DeterminismHandler(SEED, record_path=tmp_path / "records"))
     again = DeterminismHandler(SEED, record_path=tmp_path / "records")
@@ -147,6 +152,7 @@ def test_without_the_handler_a_resume_differs(tmp_path: Path) -> None:
     assert not resumes(by_epoch, run(determinism=None, load=by_epoch.files[0]))
 
 
+@pytest.mark.slow
 def test_without_positions_from_the_engine_a_resume_differs(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(Attachment, "_where", lambda self, loader: Start())
     reference = run(save=tmp_path)

@@ -56,6 +56,7 @@ def test_resume_in_each_epoch(reference: Outcome, tmp_path: Path) -> None:
         assert resumes(reference, train(load=saved.files[number], loader_kwargs={"num_workers": workers})), number
 
 
+@pytest.mark.slow
 def test_a_dataset_that_was_used_before_begins_where_it_began(reference: Outcome) -> None:
     data = smart()
     assert same(train(dataset=lambda: data), reference)

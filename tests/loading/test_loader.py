@@ -77,6 +77,7 @@ def epoch_of(loader: Any) -> list[str]:
     return [repr((batch.tolist(), torch.rand(1).item(), random.random(), np.random.rand())) for batch in loader]
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_and_any_loader_give_the_same_epochs() -> None:
     expected = [epoch_of(loader) for loader in [keyed(make(), 3407)] for _ in range(2)]
     assert expected[0] != expected[1]

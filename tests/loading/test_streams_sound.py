@@ -209,12 +209,14 @@ def test_seeds_that_are_added_are_found() -> None:
     assert failures(across_seeds(draws))
 
 
+@pytest.mark.slow
 def test_one_stream_for_all_transforms_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = holders.stream_words
     monkeypatch.setattr(holders, "stream_words", lambda key, count: plain(key, 1) * count)
     assert {"holders 0, 1", "holders 0, 2", "holders 1, 2"} <= set(failures(across_holders(draw())))
 
 
+@pytest.mark.slow
 def test_a_key_without_the_epoch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(place: Any, *position: Any) -> bytes:
         return keys.derive(*(place[:4] + place[5:] if place[1] == "sample" else place), *position)
@@ -223,6 +225,7 @@ def test_a_key_without_the_epoch_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     assert failures(across_epochs(draw()))
 
 
+@pytest.mark.slow
 def test_a_key_without_the_index_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(place: Any, *position: Any) -> bytes:
         return keys.derive(*place, *(() if place[1] == "sample" else position))

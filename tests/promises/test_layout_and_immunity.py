@@ -107,6 +107,7 @@ def test_what_a_callback_draws_in_the_middle_of_a_step_shifts_nothing(module: An
     assert same(run(module=module, callbacks=[Draws()]), run(module=module))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [TwicePerStep, Noisy])
 def test_without_isolation_it_shifts_the_rest_of_the_step(module: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(callback, "MID_STEP_HOOKS", ())
@@ -117,6 +118,7 @@ def test_checkpoints_and_progress_bar(reference: Outcome, tmp_path: Any) -> None
     assert same(run(checkpoint=ModelCheckpoint(tmp_path, every_n_train_steps=2)), reference)
 
 
+@pytest.mark.slow
 def test_a_learning_rate_finder_before_shifts_no_batch(tmp_path: Any) -> None:
     class Fixed(LearningRateFinder):
         def lr_find(self, trainer: Any, pl_module: Any) -> None:  # finds, and leaves the rate as it is

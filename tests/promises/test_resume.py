@@ -223,6 +223,7 @@ def test_resume_at_every_validation_end(name: str, tmp_path: Path) -> None:
         assert_resumes(reference, run(**kwargs_of(name), ckpt_path=checkpoint))
 
 
+@pytest.mark.slow
 def test_resume_of_a_resume_with_other_workers(tmp_path: Path) -> None:
     reference = run()
     first = run(checkpoint=every_step(tmp_path / "first"), callbacks=[StopAt(4)], allow_stop=True)
@@ -236,6 +237,7 @@ def test_resume_of_a_resume_with_other_workers(tmp_path: Path) -> None:
     assert_resumes(reference, run(ckpt_path=second.checkpoints[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 3, 6, 8])
 def test_resume_after_an_exception(step: int, tmp_path: Path) -> None:
     reference = run()
@@ -274,6 +276,7 @@ def test_bare_lightning_does_not_resume(tmp_path: Path) -> None:
         assert resumed.state != reference.state
 
 
+@pytest.mark.slow
 def test_without_positions_from_the_trainer_a_resume_differs(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(callback.Determinism, "where", lambda self, trainer, loader: Start())
     reference = run(checkpoint=every_step(tmp_path))
@@ -282,6 +285,7 @@ def test_without_positions_from_the_trainer_a_resume_differs(tmp_path: Path, mon
         assert_resumes(reference, run(ckpt_path=reference.checkpoints[2]))
 
 
+@pytest.mark.slow
 def test_without_the_repair_a_plateau_update_is_lost(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(Repairs, "load_state_dict", lambda self, state: None)
     name = "plateau on validation"

@@ -59,6 +59,7 @@ def test_flags_are_those_in_force_not_those_asked_for():
     assert RunRecord.capture().diff(before) == []
 
 
+@pytest.mark.slow
 def test_capture_changes_nothing():
     code = """
 import os, random, sys, numpy, torch

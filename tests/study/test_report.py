@@ -84,6 +84,7 @@ def test_figures_are_well_formed_and_share_no_id(page):
     assert not re.search(r"#0[1-6]0[1-6]0[1-6]", page), "every stand-in colour is replaced"
 
 
+@pytest.mark.slow
 def test_figures_are_files_too(tmp_path):
     write_report(tables.runs(20, ("A", "B")), "val_dice", tmp_path)
     files = sorted(path.name for path in (tmp_path / "figures").iterdir())
