@@ -1,4 +1,4 @@
-"""One training of the demo, in a process of its own."""
+"""One training of the demo: :func:`main`, or ``python -m repro_callbacks.command.demo.train '{"folder": ...}'``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,10 @@ class Training:
     kill_at: int | None = None
     checkpoint: str | None = None
     shown: bool = False
+
+    def command(self) -> list[str]:
+        """Give the command that runs this training in a new interpreter, as the notebook does."""
+        return [sys.executable, "-m", "repro_callbacks.command.demo.train", json.dumps(asdict(self))]
 
     @property
     def steps_in_epoch(self) -> int:
@@ -144,3 +148,7 @@ def main(training: Training) -> None:
     # for the loader's workers; this process has inherited the method by which it was started itself
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     fit(training)
+
+
+if __name__ == "__main__":
+    fit(Training(**json.loads(sys.argv[1])))
