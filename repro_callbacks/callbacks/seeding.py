@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from repro_callbacks import determinism, keys
+from repro_callbacks.callbacks.settings import Settings
 
 _DRAWN = "REPRO_CALLBACKS_DRAWN_SEED"
 """Hands a drawn seed to the processes that Lightning starts for the other ranks."""
@@ -55,6 +56,9 @@ class Seeding:
         found = determinism.known_seed() or self._found
         if found is not None:
             self.seed, source = found
+            below = Settings.from_environment(os.environ)
+            if below is not None and source == determinism.LIGHTNINGS and self.seed == below.start_seed:
+                source = "repro-callbacks run"  # which hands its seed on as seed_everything does
             self.drawn = False
             _say(trainer, f"Determinism: seed {self.seed}, from {source}")
             return

@@ -17,6 +17,7 @@ import torch
 
 from repro_callbacks import Determinism, determinism, set_determinism
 from repro_callbacks.callbacks import seeding
+from repro_callbacks.callbacks.settings import Settings
 from repro_callbacks.fingerprint.digest import digest_state
 from tests.callbacks import small
 
@@ -101,6 +102,17 @@ def test_no_seed_takes_that_of_an_earlier_call_and_says_so(
     assert f"Determinism: seed {seed}, from {name}\n" in capsys.readouterr().out
     assert found == digest_state(fit(Determinism(seed, log=False)))
     assert found != digest_state(fit(Determinism(seed + 1, log=False)))
+
+
+@pytest.mark.parametrize(("scripts", "name"), [(12, "repro-callbacks run"), (13, "seed_everything")])
+def test_below_run_its_seed_is_named_unless_the_script_has_one_of_its_own(
+    scripts: int, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable, value in Settings(start_seed=12, log=False).to_environment().items():
+        monkeypatch.setenv(variable, value)
+    L.seed_everything(scripts, verbose=False)
+    fit(Determinism(log=False))
+    assert f"Determinism: seed {scripts}, from {name}\n" in capsys.readouterr().out
 
 
 def test_a_given_seed_wins_over_an_earlier_call(capsys: pytest.CaptureFixture[str]) -> None:
