@@ -16,7 +16,8 @@ from repro_callbacks.study.problems import StudyError
 from repro_callbacks.study.task import LOG, Outcome, Task
 
 _HOPELESS: Final = 3  # so many runs that all fail, and none that doesn't: not the seeds' fault
-_TABLES_EVERY: Final = 1.0  # seconds
+_TABLES_EVERY: Final = 1.0  # seconds between two writings of the tables,
+_TABLES_REST: Final = 20  # and so many times as long as a writing took: many runs make long tables
 
 
 class Drive:
@@ -32,7 +33,8 @@ class Drive:
         self._journal, self._engine, self._retries = journal, engine, retries
         self._allowed: dict[str, int] = {}
         self._done = self._failed = 0
-        self._written = 0.0
+        self._unwritten = True
+        self._write_at = 0.0
 
     def open_tasks(self, wanted: Iterable[Task], retry_failed: bool) -> deque[Task]:
         """Return what is still to be run, each with the number of its next try.
@@ -74,16 +76,22 @@ class Drive:
                 elif not task.fresh:
                     self._give_up_if_hopeless(task, outcome)
                 self._say_if_different(task, shown)
-            if time.monotonic() - self._written > _TABLES_EVERY:
-                tables.write(self._journal)
-                self._written = time.monotonic()
+            if self._unwritten and time.monotonic() >= self._write_at:
+                self._write_tables()
             shown.refresh()
+
+    def _write_tables(self) -> None:
+        begun = time.monotonic()
+        tables.write(self._journal)
+        ended = time.monotonic()
+        self._unwritten, self._write_at = False, ended + max(_TABLES_EVERY, _TABLES_REST * (ended - begun))
 
     def _record(self, task: Task, outcome: Outcome) -> bool:
         """Record an outcome, and say whether the run is through."""
         # What a run hands back would be the same the next time; what killed it or raised need not be.
         through = outcome.status == "done" or outcome.cause == "metric" or task.attempt >= self._allowed[task.name]
         self._journal.append(task, outcome, through, self._engine)
+        self._unwritten = True
         return through
 
     def _give_up_if_hopeless(self, task: Task, outcome: Outcome) -> None:

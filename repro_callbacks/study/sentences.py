@@ -96,7 +96,7 @@ def _elsewhere(picked: Selection, metric: Metric, found: Distribution, resolutio
     held = picked.holdout
     if held is None:
         return (
-            f"What seed {picked.seed} scores on data that it was not picked on is not known; give each run a "
+            f"What seed {picked.seed} scores on data that it was not picked on is not known; give each run a finite "
             f"holdout_{metric.name} to see it."
         )
     side, correlation = "better" if held.gain >= 0 else "worse", held.correlation
