@@ -151,3 +151,11 @@ class TestCommand:
         events = EventAccumulator(str(tmp_path / "0-Determinism" / "tensorboard")).Reload()
         assert {"dice_grey", "dice_white"} <= set(events.Tags()["scalars"])
         assert "front of the brain" in events.Tags()["images"]
+
+    def test_stopped_by_hand_it_ends_without_a_traceback(self, tmp_path, monkeypatch, capsys):
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(show, "run_all", stop)
+        assert demo.run(self.arguments("--folder", str(tmp_path))) == 130
+        assert f"Stopped. What was written is in {tmp_path}" in capsys.readouterr().out

@@ -30,4 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     from repro_callbacks.command.demo.show import show
 
-    return show(arguments.folder.resolve(), arguments.epochs, arguments.patches, arguments.seed, arguments.accelerator)
+    a = arguments
+    try:
+        return show(a.folder.resolve(), a.epochs, a.patches, a.seed, a.accelerator)
+    except KeyboardInterrupt:
+        print("\nStopped. What was written is in", a.folder)
+        return 130
