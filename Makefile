@@ -15,7 +15,7 @@ demo: $(STAMP)  ## the main job on real images: train, then repeat it under othe
 	$(BIN)/repro-callbacks demo
 
 test: $(STAMP)  ## every test, the slow matrix too
-	$(BIN)/python -m pytest -n 3 --dist worksteal --doctest-modules tests repro_callbacks
+	$(BIN)/python -m pytest -n 2 --dist worksteal --doctest-modules tests repro_callbacks
 
 quick: $(STAMP)  ## what a developer runs by habit
 	$(BIN)/python -m pytest -n 2 --dist worksteal --doctest-modules -m "not slow and not gpu" \
