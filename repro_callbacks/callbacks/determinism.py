@@ -317,10 +317,10 @@ class _Run:
                 self._methods.add(owner, name, lambda name, prefix=prefix: callback.key_setup(trainer, prefix + name))  # type: ignore[misc]
 
         for other in self._callbacks:
+            kind = type(other).__qualname__  # so that what one callback draws (noise on gradients) stands by itself
             for name in MID_STEP_HOOKS:
-                self._methods.add(
-                    other, name, lambda name: callback.key_hook(trainer, f"{name} callbacks"), isolated=True
-                )
+                before = lambda name, kind=kind: callback.key_hook(trainer, f"{name} of {kind}")  # noqa: E731
+                self._methods.add(other, name, before, isolated=True)
 
         strategy = trainer.strategy
         process_dataloader, teardown = strategy.process_dataloader, strategy.teardown

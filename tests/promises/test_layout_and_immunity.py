@@ -107,6 +107,18 @@ def test_what_a_callback_draws_in_the_middle_of_a_step_shifts_nothing(module: An
     assert same(run(module=module, callbacks=[Draws()]), run(module=module))
 
 
+class NoisyGradients(L.Callback):
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        for parameter in pl_module.parameters():
+            parameter.grad += 1e-3 * torch.randn_like(parameter)
+
+
+def test_what_a_callback_adds_to_the_gradients_does_not_depend_on_another_that_draws() -> None:
+    alone = run(callbacks=[NoisyGradients()])
+    assert same(run(callbacks=[Draws(), NoisyGradients()]), alone)
+    assert not same(run(), alone)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("module", [TwicePerStep, Noisy])
 def test_without_isolation_it_shifts_the_rest_of_the_step(module: Any, monkeypatch: Any) -> None:

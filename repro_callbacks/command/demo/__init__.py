@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     from repro_callbacks.command.demo.show import show
 
-    a = arguments
+    folder = arguments.folder.resolve()
     try:
-        return show(a.folder.resolve(), a.epochs, a.patches, a.seed, a.accelerator)
+        return show(folder, arguments.epochs, arguments.patches, arguments.seed, arguments.accelerator)
     except KeyboardInterrupt:
-        print("\nStopped. What was written is in", a.folder)
+        print("\nStopped. What was written is in", arguments.folder)
         return 130
