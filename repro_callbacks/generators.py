@@ -15,6 +15,9 @@ from torch import Tensor
 
 from repro_callbacks import keys
 
+_python: Any = random._inst  # whose methods random.seed, random.random, ... are
+_seed_python = super(random.Random, _python).seed
+
 
 @dataclass(frozen=True)
 class GeneratorStates:
@@ -48,7 +51,8 @@ def key_all(key: bytes) -> None:
     as long), and Python's 64. Positions that share one of the three streams do not share the others.
     """
     words = keys.words64(key)
-    random.seed(words[0])
+    _seed_python(words[0])  # random.seed, without the time that its checks of the seed's type take
+    _python.gauss_next = None
     np.random.seed(words[1] & keys.MAX_SEED)
     torch.default_generator.manual_seed(words[3])
     _seed_accelerators(words[3])

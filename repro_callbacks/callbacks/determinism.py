@@ -12,7 +12,14 @@ from repro_callbacks import flags, generators, keys
 from repro_callbacks.callbacks import logging
 from repro_callbacks.callbacks import trainer as trainers
 from repro_callbacks.callbacks.base import Callback
-from repro_callbacks.callbacks.methods import LOADER_METHODS, MID_STEP_HOOKS, SETUP_METHODS, STEP_METHODS, KeyedMethods
+from repro_callbacks.callbacks.methods import (
+    BATCH_HOOKS,
+    LOADER_METHODS,
+    MID_STEP_HOOKS,
+    SETUP_METHODS,
+    STEP_METHODS,
+    KeyedMethods,
+)
 from repro_callbacks.callbacks.repairs import Repairs
 from repro_callbacks.callbacks.seeding import Seeding
 from repro_callbacks.fingerprint.digest import digest_state
@@ -104,7 +111,8 @@ class Determinism(Callback):
             self._begin(module.trainer)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_run": None, "log": None, "log_dict": None}
+        state = {name: value for name, value in vars(self).items() if value is not None or name not in BATCH_HOOKS}
+        return {**state, "_run": None, "log": None, "log_dict": None}
 
     # -- begin and end -----------------------------------------------------------------------------------------------
 
@@ -307,6 +315,7 @@ class _Run:
         trainer = self.trainer
         # First in the list: what other callbacks draw is keyed before they draw it.
         trainer.callbacks = [callback, *(other for other in self._callbacks if other is not callback)]
+        self._methods.pass_over(callback, BATCH_HOOKS)
         generators.seed_all(callback._seeding.known)
         for owner in trainers.data_sources(trainer):
             is_data = owner is not trainer.lightning_module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from repro_callbacks.generators import isolate
@@ -37,6 +37,11 @@ SETUP_METHODS = ("setup", "configure_model", "configure_optimizers")
 # Called between what a step draws and what it draws next: between two forward passes of manual optimization, or before
 # an optimizer that draws. Another callback's draws there must not be felt.
 MID_STEP_HOOKS = ("on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step")
+BATCH_HOOKS = (
+    *MID_STEP_HOOKS,
+    *(f"on_{stage}_batch_{end}" for stage in ("train", "validation", "test", "predict") for end in ("start", "end")),
+)
+"""The hooks of a callback that a trainer calls for every batch."""
 LOADER_METHODS = ("train_dataloader", "val_dataloader", "test_dataloader", "predict_dataloader")
 
 
@@ -99,15 +104,29 @@ class KeyedMethods:
             object.__setattr__(owner, name, KeyedMethod(name, method, before, isolated))
             self._wrapped.append((owner, name, earlier))
 
+    def pass_over(self, callback: Any, names: Iterable[str]) -> None:
+        """Let a trainer pass over hooks that a callback does not override: an empty call costs as much as a key.
+
+        A trainer calls what is callable.
+        """
+        for name in names:
+            defined = next((cls for cls in type(callback).__mro__ if name in vars(cls)), None)
+            if name not in vars(callback) and defined is not None and defined.__module__.split(".")[0] in _LIGHTNINGS:
+                object.__setattr__(callback, name, None)
+                self._wrapped.append((callback, name, _ABSENT))
+
     def remove(self) -> None:
-        """Take all keyed methods off again."""
+        """Leave all objects as they were."""
         for owner, name, earlier in self._wrapped:
-            if isinstance(vars(owner).get(name), KeyedMethod):
+            if isinstance(vars(owner).get(name, _ABSENT), (KeyedMethod, type(None))):
                 object.__delattr__(owner, name)
                 if earlier is not _ABSENT:
                     object.__setattr__(owner, name, earlier)
         self._wrapped = []
 
 
+_LIGHTNINGS = frozenset({"lightning", "pytorch_lightning"})
+
+
 def _is_frameworks(cls: type) -> bool:
-    return cls.__module__.split(".")[0] in {"lightning", "pytorch_lightning", "torch", "repro_callbacks"}
+    return cls.__module__.split(".")[0] in {*_LIGHTNINGS, "torch", "repro_callbacks"}

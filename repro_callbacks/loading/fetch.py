@@ -60,6 +60,7 @@ class KeyedDataset(Dataset[Any]):
         self.holders = Holders([dataset, collate_fn])
         home = getattr(collate_fn, "__module__", None) or ""
         self._collate_is_pure = isinstance(collate_fn, FunctionType) and home.split(".")[0] in {"torch", "monai"}
+        self._in_one_go = type(dataset) is not Subset and callable(getattr(dataset, "__getitems__", None))
         self._watch = DataWatch(dataset, self.holders)
 
     def __getitem__(self, request: Request) -> Any:
@@ -84,7 +85,7 @@ class KeyedDataset(Dataset[Any]):
 
     def _samples(self, request: Request) -> Any:
         indices = request.indices
-        if type(self.dataset) is not Subset and callable(getattr(self.dataset, "__getitems__", None)):
+        if self._in_one_go:
             # The dataset draws a batch in one go: a function of all its indices.
             drawn = tuple(map(index_component, indices))
             self._key(request.place.key("samples", drawn, tuple(request.occurrences or ())))

@@ -155,7 +155,7 @@ class Holders:
 
     def __enter__(self) -> Holders:
         self._depth += 1
-        if self._depth == 1:
+        if self._depth == 1 and (self.randomizables or self.generators):
             self._kept = [vars(obj).get("R") for obj in self.randomizables]
             self._states = [_state(generator) for generator in self.generators]
             for obj, stream in zip(self.randomizables, self._streams, strict=True):
@@ -164,7 +164,7 @@ class Holders:
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
-        if self._depth:
+        if self._depth or not (self.randomizables or self.generators):
             return
         for obj, kept in zip(self.randomizables, self._kept, strict=True):
             if kept is None:

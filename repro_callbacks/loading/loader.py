@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.autograd import profiler
 from torch.utils.data import DataLoader, IterableDataset
 
 from repro_callbacks import generators, keys
@@ -21,6 +22,9 @@ from repro_callbacks.loading.fetch import KeyedDataset, Place, Request
 from repro_callbacks.loading.problems import has_thread_workers, repeats_of, warn_of_problems
 from repro_callbacks.loading.stream import KeyedStream, StreamPosition, StreamRequest, next_run
 from repro_callbacks.loading.workers import WorkerInit, rank
+
+_PROFILED = "enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__"
+"""What torch's iterator calls its work in a profile; TensorBoard's page of a profile looks for the first part."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,14 +212,31 @@ class KeyedLoader(DataLoader[Any]):
         if self._where is None:
             self._start, self._batch, self._begun = dataclasses.replace(start, epoch=start.epoch + 1, batch=0), 0, False
 
+    def _deliver(self, requests: Iterator[Any]) -> Iterator[Any]:
+        """Yield what the dataset of the engine makes of each request."""
+        if self.num_workers or self._engine.pin_memory:
+            self._plan.requests = requests
+            yield from self._engine
+            return
+        # What torch's iterator does in the main process, but for the note that it leaves for a profiler whether or not
+        # there is one: that takes longer than a small batch.
+        fetch = self._engine.dataset.__getitem__
+        for request in requests:
+            if profiler._is_profiler_enabled:
+                with profiler.record_function(_PROFILED):
+                    batch = fetch(request)
+                yield batch
+            else:
+                yield fetch(request)
+
     def _map(self, place: Place, start: Start) -> Iterator[Any]:
         key = place._replace(seed=self.seeds["order"]).key("order")
         # MONAI's ThreadDataLoader hands out each batch this many times
         repeats = repeats_of(self.wrapped)
         first, done = divmod(start.batch, repeats)
         drawn = order.batches(self.wrapped, key, first, start.epoch)
-        self._plan.requests = (Request(place, batch, *indices) for batch, indices in enumerate(drawn, first))
-        for batch in self._engine:
+        requests = (Request(place, batch, *indices) for batch, indices in enumerate(drawn, first))
+        for batch in self._deliver(requests):
             yield from itertools.repeat(batch, repeats - done)
             done = 0
 
@@ -226,10 +247,10 @@ class KeyedLoader(DataLoader[Any]):
         if saved is not None and self._engine.dataset.keeps_state and saved["delivered"] == start.batch:  # type: ignore[attr-defined]
             position = StreamPosition.from_state(workers, saved)
         offset, states = position.requests, dict(position.states)
-        self._plan.requests = itertools.repeat(StreamRequest(place, next_run(), offset % workers, states))
+        requests = itertools.repeat(StreamRequest(place, next_run(), offset % workers, states))
         self._history.clear()
         progress = _ReplayProgress(start.batch - position.delivered)
-        for delivery in self._engine:
+        for delivery in self._deliver(requests):
             if position.take(delivery):
                 if position.delivered <= start.batch:
                     progress.step()

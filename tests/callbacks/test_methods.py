@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from repro_callbacks import Determinism, set_determinism
-from repro_callbacks.callbacks.methods import STEP_METHODS, KeyedMethod, KeyedMethods
+from repro_callbacks.callbacks.methods import BATCH_HOOKS, STEP_METHODS, KeyedMethod, KeyedMethods
 from repro_callbacks.fingerprint.digest import digest_state
 from tests.callbacks import small
 
@@ -126,3 +126,33 @@ def test_a_method_that_somebody_put_there_meanwhile_stays() -> None:
     owner.training_step = mine  # type: ignore[assignment]
     keyed.remove()
     assert vars(owner)["training_step"] is mine
+
+
+# -- hooks that are passed over ----------------------------------------------------------------------------------------
+
+
+class Watching(Determinism):
+    """One of the user's own, with hooks of a batch that call those of the class above it."""
+
+    def __init__(self) -> None:
+        super().__init__(3407, log=False)
+        self.called: list[str] = []
+        self.passed_over: list[str] = []
+        self.copies: list[Determinism] = []
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        super().on_train_batch_start(*args)
+        self.called.append("on_train_batch_start")
+        self.passed_over = [name for name in BATCH_HOOKS if getattr(self, name) is None]
+        self.copies = [pickle.loads(pickle.dumps(self))]
+
+
+def test_a_trainer_passes_over_the_hooks_that_we_do_not_have_and_calls_those_of_a_subclass() -> None:
+    callback = Watching()
+    before = dict(vars(callback))
+    small.trainer(callback, max_epochs=1).fit(net(), small.loader())
+    assert callback.called == ["on_train_batch_start"] * small.STEPS
+    assert callback.passed_over == [name for name in BATCH_HOOKS if name != "on_train_batch_start"]
+    for one in (callback, *callback.copies):  # afterwards, and in a copy made meanwhile, all are there
+        assert all(callable(getattr(one, name)) for name in BATCH_HOOKS)
+    assert set(vars(callback)) - {"log", "log_dict"} == set(before) - {"log", "log_dict"}

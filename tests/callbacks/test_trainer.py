@@ -400,6 +400,13 @@ def test_callbacks_run_in_the_order_of_a_list_that_was_replaced(lightning: Modul
     assert order == ["second in the new list", "first"]
 
 
+def test_a_hook_that_cannot_be_called_is_passed_over(lightning: ModuleType) -> None:
+    called: list[str] = []
+    callback = probe(lightning, on_train_batch_start=lambda *_: called.append("start"), on_train_batch_end=None)
+    trainer_of(lightning, callback, max_epochs=1).fit(net(lightning), loader())
+    assert called == ["start"] * 4
+
+
 def test_a_namespace_is_recognised_by_its_trainer(lightning: ModuleType) -> None:
     class Own(lightning.Trainer):  # type: ignore[name-defined, misc]
         pass

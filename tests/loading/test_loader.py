@@ -127,6 +127,21 @@ def test_a_run_goes_on_at_any_batch_and_loads_no_sample_to_skip_it(stop: int, wo
     assert epoch_of(resumed) == whole[2]
 
 
+def profiled(loader: DataLoader[Any]) -> list[tuple[str, int]]:
+    with torch.profiler.profile() as profile:
+        for _ in loader:
+            pass
+    return [(one.key, one.count) for one in profile.key_averages() if one.key.startswith("enumerate(DataLoader)")]
+
+
+def test_a_profiler_finds_the_time_spent_loading() -> None:
+    plain = DataLoader(Noisy(), 2)
+    batches = SIZE // 2
+    # torch's own iterator also notes that it found nothing more to load
+    assert profiled(plain) == [("enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__", batches + 1)]
+    assert profiled(keyed(plain, 0)) == [("enumerate(DataLoader)#_SingleProcessDataLoaderIter.__next__", batches)]
+
+
 def test_a_draw_with_replacement_is_keyed_by_how_often_the_index_came_before() -> None:
     sampler = WeightedRandomSampler([1.0] * 3, 30)
     loader = keyed(make(shuffle=False, sampler=sampler), 1)
