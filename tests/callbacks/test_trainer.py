@@ -404,7 +404,7 @@ def test_a_hook_that_cannot_be_called_is_passed_over(lightning: ModuleType) -> N
     called: list[str] = []
     callback = probe(lightning, on_train_batch_start=lambda *_: called.append("start"), on_train_batch_end=None)
     trainer_of(lightning, callback, max_epochs=1).fit(net(lightning), loader())
-    assert called == ["start"] * 4
+    assert called == ["start"] * 3
 
 
 def test_a_namespace_is_recognised_by_its_trainer(lightning: ModuleType) -> None:
