@@ -348,6 +348,9 @@ def keyed(
     the same bits, and a run goes on from :meth:`KeyedLoader.state_dict` at any batch. Each batch that is handed out
     also keys the process-wide generators, so that dropout in the loop's body is a function of epoch and batch too.
 
+    With several processes the loader has a ``DistributedSampler`` of the user's. Lightning Fabric is given the keyed
+    loader: ``fabric.setup_dataloaders(keyed(loader, 3407), use_distributed_sampler=False)``.
+
     Args:
         loader: A DataLoader of torch, MONAI or torchdata, map-style or iterable. It is left as it is.
         seed: 0 to 2³²-1.
@@ -371,7 +374,9 @@ def keyed(
     if isinstance(loader, KeyedLoader):
         loader = loader.wrapped
     if not isinstance(loader, DataLoader):
-        raise TypeError(f"keyed needs a torch DataLoader (or MONAI's, or torchdata's), not {type(loader).__name__}")
+        kind = type(loader).__name__
+        remedy = ": key the loader first, and give what you get to Fabric" if kind == "_FabricDataLoader" else ""
+        raise TypeError(f"keyed needs a torch DataLoader (or MONAI's, or torchdata's), not {kind}{remedy}")
     check_num_workers(num_workers)
     every = keys.check_seeds(keys.check_seed(seed), seeds)
     return KeyedLoader(loader, every, stage=stage, number=keys.check_seed(number, "number"), num_workers=num_workers)
