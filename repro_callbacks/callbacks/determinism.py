@@ -23,6 +23,7 @@ from repro_callbacks.callbacks.methods import (
 from repro_callbacks.callbacks.repairs import Repairs
 from repro_callbacks.callbacks.seeding import Seeding
 from repro_callbacks.fingerprint.digest import digest_state
+from repro_callbacks.held_flags import HeldFlags
 from repro_callbacks.loading import KeyedLoader, Start, check_num_workers
 from repro_callbacks.record import RunRecord
 from repro_callbacks.record.beside import compare_at_resume
@@ -186,6 +187,7 @@ class Determinism(Callback):
         step = trainers.step_of(trainer)
         if step != run.position:
             run.position, run.calls = step, {}
+            run.flags.hold()
         call = run.calls[name] = run.calls.get(name, -1) + 1
         place = (self._seeding.of("step"), "step", step.stage, step.epoch)
         generators.key_all(keys.derive_within(place, step.batch, name, call, trainer.global_rank))
@@ -305,6 +307,7 @@ class _Run:
         self.position: trainers.Step | None = None
         self.calls: dict[str, int] = {}
         self.repairs = Repairs()
+        self.flags = HeldFlags(False, "Determinism")
         self._flags = flags.snapshot()
         self._generators = generators.snapshot()
         self._methods = KeyedMethods()
@@ -313,6 +316,7 @@ class _Run:
 
     def start(self, callback: Determinism) -> None:
         trainer = self.trainer
+        self.flags = HeldFlags(callback.deterministic, type(callback).__name__)
         # First in the list: what other callbacks draw is keyed before they draw it.
         trainer.callbacks = [callback, *(other for other in self._callbacks if other is not callback)]
         self._methods.pass_over(callback, BATCH_HOOKS)

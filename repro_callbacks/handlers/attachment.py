@@ -20,6 +20,7 @@ from repro_callbacks import flags, generators, keys
 from repro_callbacks.handlers import engine as engines
 from repro_callbacks.handlers.engine import Events
 from repro_callbacks.handlers.position import Position
+from repro_callbacks.held_flags import HeldFlags
 from repro_callbacks.loading import KeyedLoader, Start
 
 _running: list[Attachment] = []
@@ -69,6 +70,7 @@ class Attachment:
         self._interrupted = False
         self._terminated = False
         self._calls: dict[str, int] = {}
+        self._flags = HeldFlags(False, "")
         self._inner = (-1, 0)
         self._loaders: dict[int, tuple[Any, KeyedLoader]] = {}
         self._inside: list[Attachment] = []
@@ -121,6 +123,7 @@ class Attachment:
         seed = self.handler.begin(self)
         self._seeds = self.handler.seeds
         flags.set_deterministic(self.handler.deterministic)
+        self._flags = HeldFlags(self.handler.deterministic, type(self.handler).__name__)
         generators.seed_all(seed)
         self._firing = engines.replace_firing(self.engine, self._fire)
         set_data = self.engine.set_data
@@ -278,6 +281,7 @@ class Attachment:
         elif event is Events.ITERATION_STARTED:
             self.within, self.epoch_ended = True, False
             self._calls.clear()
+            self._flags.hold()
         elif event is Events.ITERATION_COMPLETED:
             self.within = False
         elif event is Events.EPOCH_COMPLETED:
