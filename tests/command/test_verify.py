@@ -100,6 +100,7 @@ def test_unmodified_scripts_are_equal(tmp_path: Path, script: str, words: list[s
     summary = json.loads((tmp_path / "kept/verification.json").read_text())
     assert summary["equal"]
     assert len({trial["weights"] for trial in summary["trials"]}) == 1
+    assert len({json.dumps(trial["metrics"], sort_keys=True) for trial in summary["trials"]}) == 1
     assert all(trial["killed_after"] for trial in summary["trials"] if trial["name"].startswith("resume"))
     for trial in summary["trials"]:
         folder = tmp_path / "kept" / trial["name"]
