@@ -1,8 +1,9 @@
 """Which indices of the dataset a batch was made of, as torch's DataLoader asked for them.
 
-Nothing public tells it once the samples are collated. So, while a training is watched, four methods of a DataLoader's
-iterators are looked at (torch 2.13, ``torch/utils/data/dataloader.py``: ``_BaseDataLoaderIter.__init__``, ``_reset``,
-``_next_index`` and ``__next__``). They do what they did before, and are put back. Only this module knows them.
+A keyed loader tells it. Of another nothing public does, once the samples are collated. So, while a training is watched,
+four methods of a DataLoader's iterators are looked at (torch 2.13, ``torch/utils/data/dataloader.py``:
+``_BaseDataLoaderIter.__init__``, ``_reset``, ``_next_index`` and ``__next__``). They do what they did before, and are
+put back. Only this module knows them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any, Final
 
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+from repro_callbacks.loading import KeyedLoader
 
 _METHODS: Final = ("__init__", "_reset", "_next_index", "__next__")
 _watching = 0
@@ -74,10 +77,12 @@ def last_indices(loaders: Iterable[Any]) -> list[Any] | None:
     """
     found: list[Any] = []
     for loader in loaders:
-        engine = getattr(loader, "_engine", loader)  # of a KeyedLoader
-        if not isinstance(engine, DataLoader) or not getattr(engine, "in_order", True) or engine not in _handed_out:
+        if isinstance(loader, KeyedLoader):
+            asked = loader.indices
+        elif isinstance(loader, DataLoader) and getattr(loader, "in_order", True):
+            asked = _handed_out.get(loader)
+        else:
             return None
-        asked = getattr(_handed_out[engine], "indices", _handed_out[engine])
         found += asked if isinstance(asked, list | tuple) else [asked]
     plain = [index.__index__() if hasattr(index, "__index__") else index for index in found]
     return plain if plain and all(isinstance(index, int | str) for index in plain) else None

@@ -61,7 +61,13 @@ class KeyedLoader(DataLoader[Any]):
         stage: What the loader is for, where ``where`` is None.
         number: Which of several loaders of that stage it is, where ``where`` is None.
         num_workers: Another number of workers than the loader's own.
+
+    Attributes:
+        indices: What the sampler gave for the batch that was handed out last: the indices of its samples. None before
+            the first batch of an epoch, and of an iterable dataset.
     """
+
+    indices: Any = None
 
     def __init__(
         self,
@@ -203,6 +209,7 @@ class KeyedLoader(DataLoader[Any]):
         if self._where is not None and self._resumed is not None:
             self._stream_state, self._resumed = self._resumed.get("stream"), None
         self._start, self._batch, self._begun, self._next_epoch = start, start.batch, True, None
+        self.indices = None
         place = Place(self.seeds["augment"], start.stage, start.loader, start.epoch, start.cycle, start.rank)
         fetched = self._stream(place, start) if self.iterable else self._map(place, start)
         for batch in fetched:
@@ -235,8 +242,9 @@ class KeyedLoader(DataLoader[Any]):
         repeats = repeats_of(self.wrapped)
         first, done = divmod(start.batch, repeats)
         drawn = order.batches(self.wrapped, key, first, start.epoch)
-        requests = (Request(place, batch, *indices) for batch, indices in enumerate(drawn, first))
-        for batch in self._deliver(requests):
+        asked: deque[Any] = deque()  # workers are asked ahead
+        for batch in self._deliver(_noted(asked, place, enumerate(drawn, first))):
+            self.indices = asked.popleft()
             yield from itertools.repeat(batch, repeats - done)
             done = 0
 
@@ -289,6 +297,13 @@ class KeyedLoader(DataLoader[Any]):
             )
         place = Place(self.seeds["augment"], self._start.stage, self._start.loader, epoch, cycle, 0)
         return self._engine.dataset.sample(place, index, occurrence)  # type: ignore[attr-defined]
+
+
+def _noted(asked: deque[Any], place: Place, batches: Iterator[tuple[int, tuple[Any, Any]]]) -> Iterator[Request]:
+    """Yield a request for each batch, and note the indices that it asks for."""
+    for batch, (indices, occurrences) in batches:
+        asked.append(indices)
+        yield Request(place, batch, indices, occurrences)
 
 
 class _Plan:

@@ -127,6 +127,17 @@ def test_a_run_goes_on_at_any_batch_and_loads_no_sample_to_skip_it(stop: int, wo
     assert epoch_of(resumed) == whole[2]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_tells_which_samples_it_has_handed_out(workers: int) -> None:
+    loader = keyed(DataLoader(Noisy(), 3, shuffle=True, num_workers=workers, persistent_workers=workers > 0), 0)
+    told = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        told.append([(loader.indices, batch[:, 0].int().tolist()) for batch in itertools.islice(loader, 3 + 2 * epoch)])
+        assert all(indices == samples for indices, samples in told[-1])
+    assert [len(batches) for batches in told] == [3, 5]
+
+
 def profiled(loader: DataLoader[Any]) -> list[tuple[str, int]]:
     with torch.profiler.profile() as profile:
         for _ in loader:
