@@ -83,7 +83,7 @@ CLI = ["fit", "--trainer.max_epochs", "2", "--trainer.accelerator", "cpu"]
     ("script", "words", "circumstances"),
     [
         ("autoencoder.py", [], ["--runs", "2", "--vary", "num_workers=0,2", "--resume-at", "50%"]),
-        ("autoencoder.py", ["--start-method", "spawn", "--epochs", "1"], RESUMED),
+        ("autoencoder.py", ["--start-method", "spawn", "--epochs", "1"], ["--runs", "1", "--vary", "num_workers=0"]),
         ("autoencoder.py", DDP, [*RESUMED, "--vary", "num_workers=0"]),
         ("autoencoder.py", ["--devices", "2", "--strategy", "ddp_spawn", "--workers", "0"], RESUMED),
         ("classifier_cli.py", CLI, [*RESUMED, "--vary", "num_workers=1"]),

@@ -25,8 +25,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "prefetch 8": {"num_workers": 2, "prefetch_factor": 8},
     "persistent": {"num_workers": 2, "persistent_workers": True},
     "fork": {"num_workers": 1, "multiprocessing_context": "fork"},
-    "spawn": {"num_workers": 1, "multiprocessing_context": "spawn"},
-    "forkserver": {"num_workers": 1, "multiprocessing_context": "forkserver"},
+    # persistent, for each that starts imports everything anew
+    "spawn": {"num_workers": 1, "multiprocessing_context": "spawn", "persistent_workers": True},
+    "forkserver": {"num_workers": 1, "multiprocessing_context": "forkserver", "persistent_workers": True},
     "pinned memory": {"pin_memory": True},
 }
 SLOW = {"spawn", "forkserver"}

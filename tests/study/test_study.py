@@ -100,14 +100,18 @@ def without_times(table: bytes) -> list[list[str]]:
     return [row[:column] + row[column + 1 :] for row in rows]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Main:
+    """A study that nothing happens to."""
+    study = Main(tmp_path_factory.mktemp("whole"), seconds=0)
+    assert study.process.wait(timeout=300) == 0, study.process.communicate()[1]
+    return study
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["processes", "dask", "slurm"])
-def test_killed_in_the_middle_it_goes_on(tmp_path: Path, engine: str) -> None:
+def test_killed_in_the_middle_it_goes_on(tmp_path: Path, engine: str, undisturbed: Main) -> None:
     """kill -9 of the main process, twice: no run lost, none run twice, the same tables and report to the byte."""
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    undisturbed = Main(whole, seconds=0)
-    assert undisturbed.process.wait(timeout=300) == 0, undisturbed.process.communicate()[1]
     study = Main(tmp_path, engine)
     for recorded in (1, 3):
         study.wait_for(recorded)
