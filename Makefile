@@ -1,4 +1,4 @@
-# Each target makes .venv first when it is missing or out of date. PYTHON can name another CPython 3.11.
+# Each target makes .venv first when it is missing or out of date. PYTHON can name another CPython, 3.11 to 3.13.
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
