@@ -46,9 +46,13 @@ def bits(out: Path) -> list[list[Any]]:
 @pytest.mark.slow
 def test_every_engine_gives_the_same_bits(tmp_path: Path) -> None:
     """In runs.csv, in the digests of the weights and in the score of every case; check=1 adds a new interpreter."""
+    __import__("torch._inductor.config")  # torch sets a variable, too
+
+    environment = dict(os.environ)
     for engine in ALL:
         result = run(tmp_path / engine, fits.train, engine, check=1)
         assert (result.done, dict(result.failed), result.differing) == (4, {}, ())
+        assert dict(os.environ) == environment, "Dask sets variables for its workers in this process"
     processes, *others = (bits(tmp_path / engine) for engine in ALL)
     assert len(processes) == 5
     assert len({weights for _, _, _, weights, _ in processes}) == 4, "seeds differ from each other"

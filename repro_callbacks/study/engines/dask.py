@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
@@ -14,6 +15,12 @@ from repro_callbacks.study.engines.base import Site
 from repro_callbacks.study.engines.launcher import Nursery, run_one
 from repro_callbacks.study.problems import require
 from repro_callbacks.study.task import RECORD, Context, Outcome, Task
+
+# By default, in `distributed` 2026.1 and 2026.8: its `nanny.pre-spawn-environ`, a hash seed, and a mark of the parent.
+_SET_BY_DASK = {
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_"),
+    *("PYTHONHASHSEED", "DASK_PARENT", "__DASK_PARENT_PID"),
+}
 
 
 class DaskEngine:
@@ -42,8 +49,13 @@ class DaskEngine:
             raise ValueError("engine='dask' takes one of client, address and cluster")
         self._context = site.context
         self._cluster = self._own = None
+        self._environment = dict(os.environ)
         if client is None and address is None:
-            self._cluster = _local_cluster(distributed, site.workers, cluster or {})
+            try:
+                self._cluster = _local_cluster(distributed, site.workers, cluster or {})
+            except BaseException:
+                self._clear_environment()
+                raise
         if client is None:
             self._own = client = distributed.Client(address or self._cluster, set_as_default=False)
         self._client = client
@@ -80,6 +92,15 @@ class DaskEngine:
             self._own.close()
         if self._cluster is not None:
             self._cluster.close()
+            self._clear_environment()
+
+    def _clear_environment(self) -> None:
+        """Put back what Dask sets in this process for the workers that it starts, and leaves there."""
+        for name in _SET_BY_DASK & os.environ.keys():
+            if name in self._environment:
+                os.environ[name] = self._environment[name]
+            else:
+                del os.environ[name]
 
     def _outcome(self, future: Any) -> Outcome:
         task, _ = self._running.pop(future.key)
