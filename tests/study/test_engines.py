@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,15 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 def bits(out: Path) -> list[list[Any]]:
     return sorted([line[key] for key in BITS] for line in lines(out))
+
+
+@pytest.fixture(autouse=True)
+def _environment_as_before() -> Iterator[None]:
+    """A Dask cluster that a test starts by itself leaves variables behind, for the tests after it in this process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.mark.slow
