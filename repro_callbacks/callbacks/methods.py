@@ -96,8 +96,8 @@ class KeyedMethods:
         """
         earlier = vars(owner).get(name, _ABSENT)
         if earlier is _ABSENT:
-            defined = next((cls for cls in type(owner).__mro__ if name in vars(cls)), None)
-            if defined is None or _is_frameworks(defined):
+            home = _home(owner, name)
+            if home is None or home in _FRAMEWORKS:
                 return
         method = getattr(owner, name)
         if callable(method) and not isinstance(method, KeyedMethod):
@@ -110,8 +110,7 @@ class KeyedMethods:
         A trainer calls what is callable.
         """
         for name in names:
-            defined = next((cls for cls in type(callback).__mro__ if name in vars(cls)), None)
-            if name not in vars(callback) and defined is not None and defined.__module__.split(".")[0] in _LIGHTNINGS:
+            if name not in vars(callback) and _home(callback, name) in _LIGHTNINGS:
                 object.__setattr__(callback, name, None)
                 self._wrapped.append((callback, name, _ABSENT))
 
@@ -126,7 +125,10 @@ class KeyedMethods:
 
 
 _LIGHTNINGS = frozenset({"lightning", "pytorch_lightning"})
+_FRAMEWORKS = _LIGHTNINGS | {"torch", "repro_callbacks"}
 
 
-def _is_frameworks(cls: type) -> bool:
-    return cls.__module__.split(".")[0] in {*_LIGHTNINGS, "torch", "repro_callbacks"}
+def _home(owner: Any, name: str) -> str | None:
+    """Return the package of the class that gives an object a method; None if no class does."""
+    defined = next((cls for cls in type(owner).__mro__ if name in vars(cls)), None)
+    return None if defined is None else defined.__module__.split(".")[0]
